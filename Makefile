@@ -1,0 +1,69 @@
+# make demo    the main job on the model that ships with the package; writes demo.html
+# make test    the whole test suite
+# make check   ruff, pyright, tests
+# make matrix  the tests that talk to TransformerLens, again on 4.3 and 2.18
+# make clean   removes what the others made
+#
+# Needs make and Python 3.10 to 3.13 with venv. Another Python: make test PYTHON=python3.12
+
+PYTHON ?=
+WORKERS ?= 2
+TORCH := torch==2.13.0
+PYTEST := -m pytest -n $(WORKERS) --dist loadfile
+
+.PHONY: demo test check lint typed matrix matrix-4.3 matrix-2.18 clean
+.DEFAULT_GOAL := test
+.DELETE_ON_ERROR:
+
+demo: .venv/installed
+	.venv/bin/lens-scopes demo
+
+test: .venv/installed-dev
+	.venv/bin/python $(PYTEST)
+
+check: lint test
+
+lint: .venv/installed-dev
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/pyright
+
+# Every shape and type in the package's signatures checked at run time, on the tests that are quick.
+typed: .venv/installed-dev
+	.venv/bin/python $(PYTEST) -m "not wrong_types and not slow" --jaxtyping-packages=lens_scopes,beartype.beartype
+
+matrix: matrix-4.3 matrix-2.18
+
+matrix-4.3: .venv-4.3/installed-dev
+	.venv-4.3/bin/python $(PYTEST) -m "host and not slow"
+
+matrix-2.18: .venv-2.18/installed-dev
+	.venv-2.18/bin/python $(PYTEST) -m "host and not slow"
+
+# An environment is made anew when its constraints change, and completed when pyproject.toml does. torch comes first and
+# by itself: as a requirement of something else pip would weigh every build of it.
+define environment
+$(1)/made: constraints/$(2).txt
+	@echo "making $(1) with constraints/$(2).txt (a few minutes)"
+	@rm -rf $(1)
+	@sh constraints/find-python.sh $(PYTHON) > /dev/null
+	$$$$(sh constraints/find-python.sh $(PYTHON)) -m venv $(1)
+	$(1)/bin/python -m pip install -qq $(TORCH)
+	@touch $$@
+
+$(1)/installed: $(1)/made pyproject.toml
+	$(1)/bin/python -m pip install -qq -c constraints/$(2).txt -e .
+	@touch $$@
+
+$(1)/installed-dev: $(1)/installed
+	$(1)/bin/python -m pip install -qq -c constraints/$(2).txt -e ".[dev]"
+	@touch $$@
+endef
+
+$(eval $(call environment,.venv,tl-3.9))
+$(eval $(call environment,.venv-4.3,tl-4.3))
+$(eval $(call environment,.venv-2.18,tl-2.18))
+
+clean:
+	rm -rf .venv .venv-4.3 .venv-2.18 build dist .pytest_cache .ruff_cache .hypothesis demo.html
+	find lens_scopes tests -name __pycache__ -type d -prune -exec rm -rf {} +

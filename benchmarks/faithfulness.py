@@ -1,0 +1,144 @@
+"""All methods on all texts: the tables of docs/faithfulness.md.
+
+    python benchmarks/faithfulness.py demo --cases 60        # the embedded model's five kinds
+    python benchmarks/faithfulness.py lambada                # stories260K on the LAMBADA prompts of the reference file
+    python benchmarks/faithfulness.py golden                 # the authors' protocol against their own numbers
+
+The reference data are looked for at LENS_SCOPES_REFERENCE, by default ../shared beside the checkout.
+"""
+
+import argparse
+import functools
+import json
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from tables import markdown, write
+
+import lens_scopes as ls
+from lens_scopes import evaluate
+from lens_scopes.evaluate.protocol import ask
+
+PAGE = Path(__file__).parents[1] / "docs" / "faithfulness.md"
+REFERENCE = Path(os.environ.get("LENS_SCOPES_REFERENCE", Path(__file__).parents[2] / "shared"))
+METHODS = tuple(evaluate.METHODS)
+#: What the second table varies, one at a time.
+SETTINGS = {
+    "zero": {},
+    "without position 0": {"skip": (0,)},
+    "mean": {"replace": "mean"},
+    "delete": {"replace": "delete"},
+    "resample": {"replace": "resample"},
+    "sufficiency": {"mode": "sufficiency"},
+}
+PAPER = {
+    "semantic": "semantic",
+    "temperature": "temperature",
+    "fisher_low_rank_1": "fisher_low_rank_1",
+    "fisher_full": "fisher",
+    "gradient_x_input_nll": "gradient_x_input_norm",
+    "ig_nll_5": "integrated_gradients_norm",
+}
+
+
+def remembered(name):
+    """The method, computed once per prompt however many settings there are."""
+
+    @functools.cache
+    def of(ids, target):
+        return evaluate.attribute(questions[ids, target], name)
+
+    questions = {}
+
+    def method(question):
+        key = (tuple(question.ids), question.target)
+        questions.setdefault(key, question)
+        return of(*key)
+
+    return method
+
+
+def tables(model, texts, name):
+    """The full table at zero ablation, and the mean drop in every setting, as Markdown."""
+    methods = {name: remembered(name) for name in METHODS}
+    with_ranks = evaluate.compare_methods(model, texts, methods, leave_one_out=True)
+    found = {
+        setting: evaluate.compare_methods(model, texts, methods, **options) for setting, options in SETTINGS.items()
+    }
+    rows = []
+    for m, method in enumerate(METHODS):
+        cells = []
+        for table in found.values():
+            i = table.measures.index("aopc")
+            difference, (low, high) = table.differences[m, :, i].mean(), table.difference_intervals[:, m, i]
+            star = "*" if table.p[m, i] < 0.05 else ""
+            shown = "baseline" if method == table.baseline else f"{difference:+.2f} [{low:+.2f}, {high:+.2f}]{star}"
+            cells.append(f"{table.means[m, i]:.2f} ({shown})")
+        rows.append([method, *cells])
+    full = with_ranks.to_markdown(["0.05", "0.1", "0.2", "loo_rank_%"])
+    both = f"{full}\n\n{markdown(['method', *found], rows)}"
+    write(PAGE, name, f"{len(texts)} prompts.\n\n{both}")
+    print(name, full, sep="\n", flush=True)
+
+
+def demo(cases):
+    model = ls.demo.load()
+    for kind in ls.demo.KINDS:
+        right = [case for case in ls.demo.cases(kind, n=cases) if answers(model, case)]
+        print(f"{kind}: {len(right)} of {cases} are answered right", flush=True)
+        tables(model, [case.prompt for case in right], kind)
+
+
+def answers(model, case):
+    with torch.no_grad():
+        top = int(model(model.to_tokens(case.prompt))[0, -1].argmax())
+    return model.tokenizer.decode([top]).strip() == case.answer
+
+
+def reference():
+    return json.loads((REFERENCE / "golden" / "reference_scores.json").read_text(encoding="utf-8"))
+
+
+def lambada():
+    texts = [entry["tokens"][:-1] for entry in reference()["lambada"]]
+    tables(ls.load(REFERENCE / "models" / "stories260K"), texts, "lambada")
+
+
+def golden():
+    model, rows = ls.load(REFERENCE / "models" / "stories260K"), []
+    for group in ("stories", "lambada"):
+        entries = reference()[group]
+        prompts = [entry["tokens"] for entry in entries]
+        effects = evaluate.leave_one_out(model, prompts, protocol="paper")
+        pairs = zip(effects, entries, strict=True)
+        worst = max(float((e.values - torch.tensor(entry["loo_kl"])).abs().max()) for e, entry in pairs)
+        rows.append([group, "leave one out (KL)", str(sum(map(len, prompts))), f"{worst:.1e}"])
+        questions = ask(model, prompts, "paper")
+        for theirs, ours in PAPER.items():
+            rankings = [evaluate.attribute(question, ours) for question in questions]
+            deltas = evaluate.ablation_curve(model, prompts, rankings, protocol="paper").deltas
+            expected = torch.tensor([list(entry["aopc_delta_logprob"][theirs].values()) for entry in entries])
+            error = (deltas - expected).abs()
+            rows.append([group, ours, str(error.numel()), f"{float(error.max()):.1e}"])
+    text = markdown(["texts", "what", "values", "largest difference to the authors' number"], rows)
+    write(PAGE, "golden", text)
+    print(text)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("demo", "lambada", "golden"))
+    parser.add_argument("--cases", type=int, default=60, help="per kind of the embedded model")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    if arguments.what == "demo":
+        demo(arguments.cases)
+    else:
+        {"lambada": lambada, "golden": golden}[arguments.what]()
+
+
+if __name__ == "__main__":
+    main()

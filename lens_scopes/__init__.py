@@ -1,0 +1,42 @@
+"""Jacobian Scopes for TransformerLens: which tokens, at which layer, through which heads, a prediction depends on."""
+
+from lens_scopes import demo, evaluate, patching
+from lens_scopes.fisher import Fisher
+from lens_scopes.flow import flow
+from lens_scopes.flows import Flow
+from lens_scopes.host import load
+from lens_scopes.jacobian import Jacobian, jacobian
+from lens_scopes.memory import memory_budget
+from lens_scopes.report import report
+from lens_scopes.scopes import Direction, Metric, Semantic, Temperature
+from lens_scopes.score import score, score_batch
+from lens_scopes.scores import Scores
+from lens_scopes.show import Shown, show
+from lens_scopes.state import Cotangents, FinalState
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Cotangents",
+    "Direction",
+    "FinalState",
+    "Fisher",
+    "Flow",
+    "Jacobian",
+    "Metric",
+    "Scores",
+    "Semantic",
+    "Shown",
+    "Temperature",
+    "demo",
+    "evaluate",
+    "flow",
+    "jacobian",
+    "load",
+    "memory_budget",
+    "patching",
+    "report",
+    "score",
+    "score_batch",
+    "show",
+]

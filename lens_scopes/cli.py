@@ -1,0 +1,141 @@
+"""The command line, ``lens-scopes``: each command is a thin layer over one function of the package.
+
+What the user asked for goes to stdout, everything else (errors, what other libraries say while loading) to stderr. An
+error is one line and exit code 2; with LENS_SCOPES_TRACEBACK=1 in the environment it shows where it came from.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import lens_scopes as ls
+from lens_scopes import cli_bench, html, tables
+from lens_scopes.terminal import Backend, Model, ScopeName, WhichBackend, integer, one_line_errors, quiet, say, scope_of
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Jacobian Scopes for TransformerLens: which tokens, at which layer, a prediction depends on.",
+    epilog="LENS_SCOPES_TRACEBACK=1 in the environment shows the whole traceback of an error.",
+)
+
+
+@app.command(
+    epilog="Example: lens-scopes score 'blick : tove , dax : wug , blick :' --scope semantic --target tove --versus wug"
+)
+def score(
+    prompt: Annotated[str, typer.Argument(help="The text whose next token is explained.")],
+    model: Model = None,
+    backend: WhichBackend = Backend.auto,
+    scope: Annotated[ScopeName, typer.Option(help="What the scores are about.")] = ScopeName.semantic,
+    target: Annotated[
+        str | None, typer.Option(help="semantic: a token, or #id. (default: what the model predicts)")
+    ] = None,
+    versus: Annotated[str | None, typer.Option(help="semantic: the token whose logit is subtracted, or #id.")] = None,
+    passes: Annotated[
+        str | None, typer.Option(help="fisher: how many backward passes to spend, or 'exact'. (default: 16)")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="fisher: the paper's truncation to this rank instead.")] = None,
+    sites: Annotated[
+        str | None,
+        typer.Option(
+            help="embed, resid_post, attn_out, z, ... or hook names, by commas. (default: embed and all layers)"
+        ),
+    ] = None,
+    position: Annotated[str, typer.Option(help="Whose next token: an index, several by commas, or 'all'.")] = "-1",
+    along: Annotated[str | None, typer.Option(help="'activation': signed gradient x activation, not norms.")] = None,
+    aggregate: Annotated[str | None, typer.Option(help="'word': join tokens to words.")] = None,
+    html_path: Annotated[Path | None, typer.Option("--html", help="Write a page that needs nothing else.")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write JSON; - for stdout.")] = None,
+    save_path: Annotated[Path | None, typer.Option("--save", help="Write what Scores.load reads.")] = None,
+) -> None:
+    """Score the tokens of a PROMPT and print a table, or write the scores to files."""
+    with one_line_errors():
+        recipe = scope_of(scope, target, versus, passes, rank)
+        with quiet():
+            loaded = ls.demo.load(backend.value) if model is None else ls.load(model, backend=backend.value)
+            scores = ls.score(
+                loaded,
+                prompt,
+                recipe,
+                position=_positions(position),
+                sites=None if sites is None else [name.strip() for name in sites.split(",")],
+                along=along,  # type: ignore[arg-type] - score says what it knows
+            )
+        if aggregate is not None:
+            scores = scores.aggregate(aggregate)
+        if save_path is not None:
+            scores.save(save_path)
+        if html_path is not None:
+            html_path.write_text(html.page(f"{scores.meta['scope']}: {prompt}", scores._repr_html_()), encoding="utf-8")
+        if json_path is not None:
+            _write_json(scores, json_path)
+        if save_path is html_path is json_path is None:
+            say(*tables.of_scores(scores))
+
+
+@app.command(epilog="Example: lens-scopes demo --backend bridge --out demo.html")
+def demo(
+    backend: WhichBackend = Backend.auto,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("demo.html"),
+    seed: Annotated[int, typer.Option(help="Other prompts.")] = 0,
+) -> None:
+    """Run the main job on the model that ships with the package: prompts whose causes are known, three scopes each."""
+    with one_line_errors():
+        with quiet():
+            model = ls.demo.load(backend.value)
+        figures = []
+        for kind in ("translation", "ioi"):
+            (case,) = ls.demo.cases(kind, n=1, seed=seed)
+            with quiet():
+                found = {
+                    name: ls.score(model, case.prompt, recipe)
+                    for name, recipe in (
+                        ("Semantic", ls.Semantic(case.answer, case.versus)),
+                        ("Fisher", ls.Fisher()),
+                        ("Temperature", ls.Temperature()),
+                    )
+                }
+            say(*tables.of_case(case, found))
+            figures += [scores._repr_html_() for scores in found.values()]
+        out.write_text(html.page("lens_scopes: the demo model", *figures), encoding="utf-8")
+        say(f"All layers of every score are in {out.resolve()}")
+
+
+app.command(epilog=cli_bench.BENCH_EXAMPLE)(cli_bench.bench)
+app.command(epilog=cli_bench.COMPARE_EXAMPLE)(cli_bench.compare)
+
+
+def main() -> None:
+    """The entry point of the console script."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    app()
+
+
+def _positions(text: str) -> Any:
+    if text == "all":
+        return "all"
+    numbers = [integer(part, "--position") for part in text.split(",")]
+    return numbers if "," in text else numbers[0]
+
+
+def _write_json(scores: ls.Scores, path: Path) -> None:
+    content = {
+        "tokens": scores.tokens,
+        "dims": scores.dims,
+        "coords": dict(scores.coords),
+        "values": scores.values.tolist(),
+        "stderr": None if scores.stderr is None else scores.stderr.tolist(),
+        "meta": dict(scores.meta),
+    }
+    text = json.dumps(content, ensure_ascii=False, indent=1, default=str) + "\n"
+    if str(path) == "-":
+        typer.echo(text, nl=False)
+    else:
+        path.write_text(text, encoding="utf-8")

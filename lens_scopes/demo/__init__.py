@@ -1,0 +1,54 @@
+"""A small language model that comes with the package, and prompts whose causes are known.
+
+>>> from lens_scopes import demo
+>>> case = demo.cases("translation", n=1)[0]
+>>> len(case.tokens) == len(case.corrupted_tokens)
+True
+"""
+
+from __future__ import annotations
+
+from itertools import cycle, islice
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from lens_scopes.demo.draft import Case
+from lens_scopes.demo.generators import GENERATORS
+
+if TYPE_CHECKING:
+    from lens_scopes.host.loading import Backend
+
+__all__ = ["KINDS", "MODEL_DIR", "Case", "cases", "load"]
+
+KINDS = tuple(GENERATORS)
+MODEL_DIR = Path(__file__).parent / "model"
+
+
+def load(backend: Backend = "auto") -> Any:
+    """Loads the demo model, raw, in eval mode and float32, as a HookedTransformer or a TransformerBridge.
+
+    Equivalent to `lens_scopes.load(lens_scopes.demo.MODEL_DIR, backend=backend)`.
+    """
+    import lens_scopes
+
+    return lens_scopes.load(str(MODEL_DIR), backend=backend)
+
+
+def cases(kind: str | None = None, n: int = 100, seed: int = 0) -> list[Case]:
+    """Returns n held-out cases, which the model was never trained on; the first ones do not change when n grows.
+
+    Args:
+        kind: one of `KINDS`; None takes the kinds in turn.
+        n: how many.
+        seed: another seed gives other cases.
+    """
+    if kind is not None and kind not in GENERATORS:
+        msg = f"there is no kind {kind!r} of case; write one of {', '.join(KINDS)}, or None for all in turn"
+        raise ValueError(msg)
+    if n < 0:
+        msg = f"n is the number of cases and must not be negative; received {n}"
+        raise ValueError(msg)
+    streams = {name: Random(f"cases {name} {seed}") for name in KINDS}
+    wanted = cycle(KINDS if kind is None else (kind,))
+    return [GENERATORS[name](streams[name], True).case() for name in islice(wanted, n)]

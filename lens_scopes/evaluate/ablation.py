@@ -1,0 +1,90 @@
+"""Taking tokens out of a prompt, in four ways, and reading what the model then says.
+
+| replace | a token taken out is |
+|---|---|
+| "zero" | its embedding times 0 (the paper's) |
+| "mean" | the mean embedding over all prompts of the call |
+| "delete" | not there; the tokens after it move up |
+| "resample" | another token drawn from a corpus (by default the prompts of the call), the same for all methods |
+
+In the first, second and fourth, position embeddings and the attention to the position stay.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lens_scopes.evaluate.protocol import Question, embed, run
+
+Replace = Literal["zero", "mean", "delete", "resample"]
+
+# Ablated copies of a prompt that run together, in tokens.
+_TOKENS = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Ablation:
+    """One way of taking tokens out, prepared for all prompts of a call."""
+
+    replace: Replace
+    mean: Float[Tensor, " d"] | None
+    substitutes: tuple[Int[Tensor, " pos"], ...]
+
+    @classmethod
+    def of(cls, questions: Sequence[Question], replace: Replace, corpus: Sequence[int] | None, seed: int) -> "Ablation":
+        """Compute what the replacement needs.
+
+        Args:
+            questions: all prompts.
+            replace: see above.
+            corpus: token ids that "resample" draws from; None: those of all prompts.
+            seed: of the draws.
+
+        Raises:
+            ValueError: an unknown replacement.
+
+        """
+        if replace not in get_args(Replace):
+            msg = f"replace is one of {', '.join(get_args(Replace))}, got {replace!r}"
+            raise ValueError(msg)
+        mean, substitutes = None, ()
+        if replace == "mean":
+            mean = torch.cat([embed(q.host, q.tokens) for q in questions]).mean(0)
+        if replace == "resample":
+            pool = torch.tensor(corpus) if corpus is not None else torch.cat([q.tokens.cpu() for q in questions])
+            generator = torch.Generator().manual_seed(seed)
+            draws = (torch.randint(len(pool), (len(q.tokens),), generator=generator) for q in questions)
+            substitutes = tuple(pool[draw].to(q.tokens) for draw, q in zip(draws, questions, strict=True))
+        return cls(replace, mean, substitutes)
+
+    def log_probs(self, question: Question, number: int, out: Bool[Tensor, "row pos"]) -> Float[Tensor, "row vocab"]:
+        """log p at the position with the marked tokens taken out, row by row.
+
+        Args:
+            question: the prompt.
+            number: which one of the prompts it is.
+            out: the tokens to take out, in every row.
+
+        """
+        if self.replace == "delete":
+            return torch.cat([self._without(question, row) for row in out])
+        size = max(1, _TOKENS // len(question.tokens))
+        return torch.cat([self._replaced(question, number, rows) for rows in out.split(size)])
+
+    def _replaced(self, q: Question, number: int, out: Bool[Tensor, "row pos"]) -> Float[Tensor, "row vocab"]:
+        out = out.to(q.tokens.device)
+        tokens = q.tokens.expand(len(out), -1)
+        if self.replace == "resample":
+            return run(q.host, torch.where(out, self.substitutes[number], tokens), q.position)
+        embedding = embed(q.host, q.tokens)
+        other = torch.zeros_like(embedding[0]) if self.mean is None else self.mean.to(embedding)
+        return run(q.host, tokens, q.position, torch.where(out[..., None], other, embedding))
+
+    def _without(self, q: Question, out: Bool[Tensor, " pos"]) -> Float[Tensor, "1 vocab"]:
+        kept = ~out.to(q.tokens.device)
+        kept[q.position] = kept[q.position] | ~kept[: q.position + 1].any()  # one token must remain
+        return run(q.host, q.tokens[kept][None], int(kept[: q.position + 1].sum()) - 1)

@@ -1,0 +1,221 @@
+"""Ablation curves: how fast the prediction falls when the tokens that a method ranks highest are taken out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lens_scopes import html, results
+from lens_scopes.evaluate.ablation import Ablation, Replace
+from lens_scopes.evaluate.protocol import Protocol, Question, ask
+from lens_scopes.evaluate.statistics import bootstrap_interval
+from lens_scopes.host.prompts import Prompt
+from lens_scopes.scores import Scores
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+FRACTIONS = (0.05, 0.1, 0.2)
+#: From nothing to everything.
+FULL_CURVE = tuple(n / 20 for n in range(21))
+
+Mode = Literal["comprehensiveness", "sufficiency"]
+Ranking = Scores | Float[Tensor, " pos"] | Sequence[float]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Curve:
+    """Change of the watched token's log probability, prompt by prompt, at each share of tokens."""
+
+    deltas: Float[Tensor, "prompt fraction"]
+    """log p(ablated) − log p(clean), float64; the more negative, the more the prediction hung on what was taken out."""
+    fractions: tuple[float, ...]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """replace, mode, skip, protocol, model, seed, and by prompt the watched token and the number of tokens."""
+
+    def __post_init__(self) -> None:
+        """Check the shape."""
+        if self.deltas.ndim != 2 or self.deltas.shape[1] != len(self.fractions):
+            msg = f"deltas have shape {tuple(self.deltas.shape)}, there are {len(self.fractions)} fractions"
+            raise ValueError(msg)
+
+    @property
+    def mean(self) -> Float[Tensor, " fraction"]:
+        """Over prompts."""
+        return self.deltas.mean(0)
+
+    @property
+    def aopc(self) -> Float[Tensor, " prompt"]:
+        """Mean change over the fractions, per prompt: the area over the perturbation curve, with sign."""
+        return self.deltas.mean(1)
+
+    def aupc(self) -> float:
+        """The authors' table: trapezoids over the fractions, not divided by the width."""
+        return float(torch.trapezoid(self.mean, torch.tensor(self.fractions, dtype=torch.float64)))
+
+    def interval(self, level: float = 0.95, seed: int = 0) -> Float[Tensor, "2 fraction"]:
+        """Bootstrap interval of the mean, over prompts."""
+        return bootstrap_interval(self.deltas, level, seed)
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """Long form: a row per prompt and fraction."""
+        coords = {"prompt": tuple(range(len(self.deltas))), "fraction": self.fractions}
+        return results.dataframe({"delta": self.deltas}, ("prompt", "fraction"), coords, {})
+
+    def plot(self, ax: "Axes | None" = None, label: str | None = None) -> "Axes":
+        """The mean with its 95 % interval against the share of tokens."""
+        import matplotlib.pyplot as plt
+
+        ax = ax or plt.subplots(figsize=(5, 3.5))[1]
+        low, high = self.interval()
+        (line,) = ax.plot(self.fractions, self.mean, marker=".", label=label)
+        ax.fill_between(self.fractions, low, high, alpha=0.2, color=line.get_color())
+        ax.set(xlabel="share of tokens", ylabel="change of log p")
+        return ax
+
+    def save(self, path: str | Path) -> Path:
+        """Write to one safetensors file with a JSON header, whole or not at all."""
+        return results.save(path, "Curve", {"deltas": self.deltas}, {"fractions": self.fractions, "meta": self.meta})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Curve":
+        """Read what ``save`` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: a file that is cut short, of another kind or of another schema.
+
+        """
+        tensors, header = results.load(path, "Curve")
+        return cls(tensors["deltas"], tuple(header["fractions"]), header["meta"])
+
+    def __repr__(self) -> str:
+        """One line."""
+        shown = ", ".join(f"{f:g}: {m:.3f}" for f, m in zip(self.fractions, self.mean.tolist(), strict=True))
+        return f"Curve({len(self.deltas)} prompts, {self.meta.get('replace')}; {shown})"
+
+    def _repr_html_(self) -> str:
+        """A table of means and intervals: escaped, no script."""
+        low, high = self.interval()
+        rows = [
+            (f"{f:g}", html.number(m), f"{html.number(a)} to {html.number(b)}")
+            for f, m, a, b in zip(self.fractions, *(x.tolist() for x in (self.mean, low, high)), strict=True)
+        ]
+        title = f"{self.meta.get('mode', 'ablation')} ({self.meta.get('replace')}), {len(self.deltas)} prompts"
+        return html.figure(title, html.numbers(("share of tokens", "change of log p", "95 % interval"), rows))
+
+
+def ablation_curve(
+    model: Any,
+    prompts: Sequence[Prompt],
+    scores: Sequence[Ranking],
+    *,
+    fractions: Sequence[float] = FRACTIONS,
+    replace: Replace = "zero",
+    protocol: Protocol = None,
+    mode: Mode = "comprehensiveness",
+    skip: Sequence[int] = (),
+    corpus: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Curve:
+    """Take out the top-ranked share of each prompt's tokens and follow the clean prediction's log probability.
+
+    Of n ranked tokens max(1, ⌊n·f⌋) go (none at f = 0), highest score first, as in arXiv 2601.16407.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge, in eval mode. It is left as it came.
+        prompts: see ``score``.
+        scores: for each prompt one number per token: Scores with a single site, or tensors [pos]. Signed ones are
+            ranked by value, not by magnitude.
+        fractions: shares of tokens; ``FULL_CURVE`` for all of it.
+        replace: "zero", "mean", "delete" or "resample" (see ``ablation``).
+        protocol: None, or "paper" (see ``protocol``).
+        mode: "comprehensiveness" takes the top tokens out; "sufficiency" takes out all others.
+        skip: positions that are never taken out nor ranked, e.g. (0,) for the first token, a common attention sink.
+        corpus: token ids that "resample" draws from; None: those of all prompts.
+        seed: of the draws.
+
+    Returns:
+        A Curve with one row per prompt.
+
+    Raises:
+        ValueError: not one score per prompt and token, an unknown option; or see ``score``.
+        TypeError: a single string instead of a list of prompts.
+
+    """
+    questions = ask(model, prompts, protocol, seed)
+    if len(scores) != len(questions):
+        msg = f"{len(questions)} prompts but scores for {len(scores)}; give one entry per prompt"
+        raise ValueError(msg)
+    if mode not in ("comprehensiveness", "sufficiency") or not all(0 <= f <= 1 for f in fractions) or not fractions:
+        msg = f"fractions are between 0 and 1 and mode comprehensiveness or sufficiency, got {fractions!r}, {mode!r}"
+        raise ValueError(msg)
+    ablation = Ablation.of(questions, replace, corpus, seed)
+    deltas = []
+    for number, (question, ranking) in enumerate(zip(tqdm(questions, desc="ablating"), scores, strict=True)):
+        masks = out_masks(per_token(ranking, question), question, fractions, mode, skip, protocol)
+        deltas.append(change(ablation, question, number, masks))
+    meta = {
+        "replace": replace,
+        "mode": mode,
+        "skip": list(skip),
+        "protocol": protocol,
+        "seed": seed,
+        "model": questions[0].host.name,
+        "watched": [q.watched for q in questions],
+        "lengths": [len(q.tokens) for q in questions],
+        "versions": results.versions(),
+    }
+    return Curve(torch.stack(deltas), tuple(fractions), meta)
+
+
+def per_token(ranking: Ranking, question: Question) -> Float[Tensor, " pos"]:
+    """One number per token of the prompt.
+
+    Raises:
+        ValueError: another shape, or NaN.
+
+    """
+    values = ranking.values if isinstance(ranking, Scores) else torch.as_tensor(ranking)
+    values = values.squeeze(0) if values.ndim == 2 and len(values) == 1 else values
+    if values.shape != question.tokens.shape or values.isnan().any():
+        msg = (
+            f"ranking {len(question.tokens)} tokens takes one number for each, got shape {tuple(values.shape)}"
+            f"{' with NaN' if values.isnan().any() else ''}; of several sites pick one: scores.sel(site=...)"
+        )
+        raise ValueError(msg)
+    return values.detach().cpu()
+
+
+def out_masks(
+    values: Float[Tensor, " pos"],
+    question: Question,
+    fractions: Sequence[float],
+    mode: Mode,
+    skip: Sequence[int],
+    protocol: Protocol,
+) -> Bool[Tensor, "fraction pos"]:
+    """Which tokens go at each fraction."""
+    length = len(values)
+    last = length if protocol == "paper" else question.position + 1
+    ranked = torch.tensor([t for t in range(last) if t not in {s % length for s in skip}], dtype=torch.long)
+    order = ranked[values[ranked].argsort(descending=True, stable=True)]
+    masks = torch.zeros(len(fractions), length, dtype=torch.bool)
+    for row, fraction in zip(masks, fractions, strict=True):
+        count = max(1, int(len(order) * fraction)) if fraction > 0 else 0
+        row[order[:count] if mode == "comprehensiveness" else order[count:]] = True
+    return masks
+
+
+def change(
+    ablation: Ablation, question: Question, number: int, masks: Bool[Tensor, "row pos"]
+) -> Float[Tensor, " row"]:
+    """log p(watched | ablated) − log p(watched | clean)."""
+    ablated = ablation.log_probs(question, number, masks)[:, question.watched]
+    return (ablated - question.log_probs[question.watched]).cpu()

@@ -1,0 +1,267 @@
+"""Methods side by side on the same prompts: paired differences to a baseline, with intervals and corrected p-values."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lens_scopes import html, results
+from lens_scopes.evaluate.ablation import Ablation, Replace
+from lens_scopes.evaluate.curve import FRACTIONS, Curve, Mode, change, out_masks, per_token
+from lens_scopes.evaluate.leave_one_out import divergence
+from lens_scopes.evaluate.methods import Method, attribute
+from lens_scopes.evaluate.protocol import Protocol, Question, ask
+from lens_scopes.evaluate.rows import Rows
+from lens_scopes.evaluate.statistics import bootstrap_interval, holm, sign_flip_p
+from lens_scopes.host.prompts import Prompt
+from lens_scopes.provenance import scope_text
+from lens_scopes.state import Scope
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+AnyMethod = str | Scope | Method
+RANK = "loo_rank_%"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Table:
+    """One number per method, prompt and measure. Everything else is computed from these.
+
+    Measures: the change of the clean prediction's log probability at each share of tokens taken out ("0.05", ...),
+    their mean ("aopc"), and, where asked for, the leave-one-out rank of the method's first token in percent
+    ("loo_rank_%"). For all of them lower is better.
+    """
+
+    values: Float[Tensor, "method prompt measure"]
+    methods: tuple[str, ...]
+    measures: tuple[str, ...]
+    baseline: str
+    seed: int = 0
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check labels against the shape, and that the baseline is one of the methods."""
+        coords = {"method": self.methods, "prompt": tuple(range(self.values.shape[1])), "measure": self.measures}
+        results.check_labels(self.values, tuple(coords), coords)
+        if self.baseline not in self.methods:
+            msg = f"the baseline {self.baseline!r} is not among the methods {', '.join(self.methods)}"
+            raise ValueError(msg)
+
+    @property
+    def means(self) -> Float[Tensor, "method measure"]:
+        """Over prompts."""
+        return self.values.mean(1)
+
+    @cached_property
+    def intervals(self) -> Float[Tensor, "2 method measure"]:
+        """95 % bootstrap intervals of the means."""
+        return bootstrap_interval(self.values.movedim(1, 0), seed=self.seed)
+
+    @property
+    def differences(self) -> Float[Tensor, "method prompt measure"]:
+        """Method − baseline on the same prompt."""
+        return self.values - self.values[self.methods.index(self.baseline)]
+
+    @cached_property
+    def difference_intervals(self) -> Float[Tensor, "2 method measure"]:
+        """95 % bootstrap intervals of the mean differences."""
+        return bootstrap_interval(self.differences.movedim(1, 0), seed=self.seed)
+
+    @cached_property
+    def p(self) -> Float[Tensor, "method measure"]:
+        """Paired sign-flip test of no difference, Holm-corrected for all methods of a measure; NaN for the baseline."""
+        others = [m for m, name in enumerate(self.methods) if name != self.baseline]
+        found = torch.full(self.means.shape, torch.nan, dtype=torch.float64)
+        if others:
+            raw = sign_flip_p(self.differences[others].movedim(1, 0), self.seed)
+            found[others] = torch.stack([holm(column) for column in raw.T], 1)
+        return found
+
+    def curve(self, method: str) -> Curve:
+        """The ablation curve of one method.
+
+        Raises:
+            KeyError: no such method.
+
+        """
+        index = results.index_of({"method": self.methods}, "method", method)
+        shares = [i for i, name in enumerate(self.measures) if name not in ("aopc", RANK)]
+        return Curve(self.values[index][:, shares], tuple(float(self.measures[i]) for i in shares), self.meta)
+
+    def verdict(self, method: str, measure: str = "aopc", level: float = 0.05) -> str:
+        """ "better", "worse" or "no difference" than the baseline, by the corrected test.
+
+        Raises:
+            KeyError: no such method or measure.
+
+        """
+        m = results.index_of({"method": self.methods}, "method", method)
+        i = results.index_of({"measure": self.measures}, "measure", measure)
+        if not self.p[m, i] < level:
+            return "no difference"
+        return "better" if self.differences[m, :, i].mean() < 0 else "worse"
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """A row per method and measure: mean, its interval, difference to the baseline, its interval, corrected p."""
+        columns = {
+            "mean": self.means,
+            "low": self.intervals[0],
+            "high": self.intervals[1],
+            "difference": self.differences.mean(1),
+            "difference_low": self.difference_intervals[0],
+            "difference_high": self.difference_intervals[1],
+            "p_holm": self.p,
+        }
+        coords = {"method": self.methods, "measure": self.measures}
+        return results.dataframe(columns, ("method", "measure"), coords, {})
+
+    def per_prompt(self) -> "pd.DataFrame":
+        """Long form: a row per method, prompt and measure."""
+        coords = {"method": self.methods, "prompt": tuple(range(self.values.shape[1])), "measure": self.measures}
+        return results.dataframe({"value": self.values}, tuple(coords), coords, {})
+
+    def to_markdown(self, measures: Sequence[str] | None = None) -> str:
+        """Means, and differences to the baseline with their intervals; * where the corrected p is below 0.05."""
+        columns, rows = self._cells(measures)
+        lines = [" | ".join(columns), " | ".join("---" for _ in columns), *(" | ".join(row) for row in rows)]
+        return "\n".join(f"| {line} |" for line in lines)
+
+    def save(self, path: str | Path) -> Path:
+        """Write to one safetensors file with a JSON header, whole or not at all."""
+        header = {"methods": self.methods, "measures": self.measures, "baseline": self.baseline, "seed": self.seed}
+        return results.save(path, "Table", {"values": self.values}, header | {"meta": self.meta})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Table":
+        """Read what ``save`` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: a file that is cut short, of another kind or of another schema.
+
+        """
+        tensors, header = results.load(path, "Table")
+        labels = (tuple(header["methods"]), tuple(header["measures"]), header["baseline"], header["seed"])
+        return cls(tensors["values"], *labels, header["meta"])
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"Table({len(self.methods)} methods, {self.values.shape[1]} prompts; {', '.join(self.measures)})"
+
+    def _repr_html_(self) -> str:
+        """What ``to_markdown`` says, as HTML: escaped, no script."""
+        columns, rows = self._cells(None)
+        note = f"differences to {self.baseline} on the same prompts, 95 % bootstrap; * p < 0.05 (sign flips, Holm)"
+        return html.figure(repr(self), html.numbers(columns, rows), note=note)
+
+    def _cells(self, measures: Sequence[str] | None) -> tuple[list[str], list[list[str]]]:
+        chosen = [results.index_of({"measure": self.measures}, "measure", name) for name in measures or self.measures]
+        columns = ["method", *(text for i in chosen for text in (self.measures[i], f"Δ {self.measures[i]}"))]
+        low, high = self.difference_intervals
+        mean = self.differences.mean(1)
+        rows = []
+        for m, name in enumerate(self.methods):
+            row = [name]
+            for i in chosen:
+                star = "*" if self.p[m, i] < 0.05 else ""
+                delta = f"{mean[m, i]:+.3f} [{low[m, i]:+.3f}, {high[m, i]:+.3f}]{star}"
+                row += [f"{self.means[m, i]:.3f}", "baseline" if name == self.baseline else delta]
+            rows.append(row)
+        return columns, rows
+
+
+def compare_methods(
+    model: Any,
+    prompts: Sequence[Prompt],
+    methods: Sequence[str] | Mapping[str, AnyMethod],
+    *,
+    baseline: str = "gradient_x_input",
+    seed: int = 0,
+    fractions: Sequence[float] = FRACTIONS,
+    replace: Replace = "zero",
+    mode: Mode = "comprehensiveness",
+    protocol: Protocol = None,
+    skip: Sequence[int] = (),
+    corpus: Sequence[int] | None = None,
+    leave_one_out: bool = False,
+    resume: str | Path | None = None,
+) -> Table:
+    """Ablate what each method ranks highest, on the same prompts, with the same draws, and compare pair by pair.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge, in eval mode. It is left as it came.
+        prompts: see ``score``.
+        methods: names (see ``methods``), or scopes and functions by the name that they get in the table.
+        baseline: the method that differences are taken to; added if it is not among the methods.
+        seed: of random rankings, resampled tokens, bootstrap and sign flips.
+        fractions: see ``ablation_curve``.
+        replace: see ``ablation_curve``.
+        mode: see ``ablation_curve``.
+        protocol: see ``ablation_curve``.
+        skip: see ``ablation_curve``.
+        corpus: see ``ablation_curve``.
+        leave_one_out: also rank each method's first token among all tokens' leave-one-out effects.
+        resume: a file (JSON lines) that rows are appended to as they come; those that it holds are not computed again.
+
+    Raises:
+        ValueError: see ``ablation_curve``; an unknown method; ``resume`` holds the rows of another comparison.
+        TypeError: see ``ablation_curve``.
+
+    """
+    by_name: dict[str, AnyMethod] = dict(methods) if isinstance(methods, Mapping) else {name: name for name in methods}
+    by_name.setdefault(baseline, baseline)
+    questions = ask(model, prompts, protocol, seed)
+    measures = (*(f"{f:g}" for f in fractions), "aopc", *((RANK,) if leave_one_out else ()))
+    how = {
+        "replace": replace,
+        "mode": mode,
+        "skip": list(skip),
+        "protocol": protocol,
+        "model": questions[0].host.name,
+        "lengths": [len(q.tokens) for q in questions],
+    }
+    asked = {"methods": {name: _text(method) for name, method in by_name.items()}, "measures": measures, "seed": seed}
+    rows = Rows.open(resume, how | asked | {"prompts": [q.ids for q in questions], "corpus": corpus})
+    ablation = Ablation.of(questions, replace, corpus, seed)
+    for number, question in enumerate(tqdm(questions, desc="comparing methods")):
+        if number in rows:
+            continue
+        values = [per_token(attribute(question, method), question) for method in by_name.values()]
+        masks = [out_masks(v, question, fractions, mode, skip, protocol) for v in values]
+        deltas = change(ablation, question, number, torch.cat(masks)).reshape(len(values), len(fractions))
+        columns = [*deltas.T, deltas.mean(1)]
+        if leave_one_out:
+            columns.append(_ranks(ablation, question, number, values, skip, protocol))
+        rows.add(number, torch.stack(columns, 1))
+    meta = how | {"versions": results.versions()}
+    return Table(rows.stack(), tuple(by_name), measures, baseline, seed, meta)
+
+
+def _text(method: AnyMethod) -> str:
+    return method if isinstance(method, str) else scope_text(method)  # type: ignore[arg-type] - a function has a name
+
+
+def _ranks(
+    ablation: Ablation,
+    question: Question,
+    number: int,
+    values: list[Tensor],
+    skip: Sequence[int],
+    protocol: Protocol,
+) -> Float[Tensor, " method"]:
+    """100 · rank / n of each method's first token by leave-one-out KL, among the tokens that are ranked at all."""
+    length = len(question.tokens)
+    kept = [t for t in range(length) if t not in {s % length for s in skip}]
+    kept = kept if protocol == "paper" else [t for t in kept if t <= question.position]
+    alone = torch.eye(length, dtype=torch.bool)[kept]
+    effects = divergence(question.log_probs, ablation.log_probs(question, number, alone), protocol).cpu()
+    order = effects.argsort(descending=True, stable=True).tolist()
+    firsts = [int(v[kept].argmax()) for v in values]
+    return torch.tensor([100 * order.index(first) / len(kept) for first in firsts], dtype=torch.float64)

@@ -1,0 +1,122 @@
+"""Labelled tables of floats on one colour scale: what every drawing (static, interactive, printed) is made from."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from lens_scopes import html
+
+First = Literal["show", "hide", "share"]
+
+#: An attention sink is one that exceeds everything else by this factor; the colour scale then ends at the others.
+_SINK = 3
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Rows by columns of numbers in one unit. A single row without a name is drawn as a line of tokens."""
+
+    values: Sequence[Sequence[float]]
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    unit: str
+    signed: bool = False
+    title: str = ""
+    positions: tuple[int, ...] = ()
+    """Where the columns are tokens of a prompt: their positions."""
+    largest: float = 1.0
+    """The end of the colour scale."""
+    note: str = ""
+
+    @property
+    def is_strip(self) -> bool:
+        """Whether it is one line of tokens."""
+        return bool(self.positions) and len(self.rows) == 1
+
+    def hovers(self) -> list[list[str]]:
+        """What each cell says: row, column, number."""
+        names = [f"{token!r} at {at}" for token, at in zip(self.columns, self.positions, strict=False)] or self.columns
+        between = " " if self.positions else ", "
+        return [
+            [f"{row}{between}{name}: {html.number(value)}".strip(" ,") for name, value in zip(names, line, strict=True)]
+            for row, line in zip(self.rows, self.values, strict=True)
+        ]
+
+    def html(self) -> str:
+        """The table as a fragment of static HTML, without its legend."""
+        head = html.heading(self.title) if self.title else ""
+        if self.is_strip:
+            return head + html.strip(self.columns, self.values[0], self.hovers()[0], self.largest)
+        return head + html.table(self.columns, self.rows, self.values, self.hovers(), self.largest)
+
+    def legend(self) -> str:
+        """The colour scale with its numbers."""
+        return html.legend(self.largest, self.signed, self.unit)
+
+
+def on_one_scale(grids: Sequence[Grid], first: First = "show") -> list[Grid]:
+    """Give tables of one unit one colour scale, and treat their first position as asked.
+
+    Args:
+        grids: tables of the same unit.
+        first: what to do with position 0, which often swallows everything (an attention sink). "show" keeps it and,
+            where it exceeds the others threefold, ends the scale at the others; "hide" leaves it out; "share" leaves
+            it out and says in each row's name which share of the row's sum of magnitudes it had.
+
+    Returns:
+        The tables with ``largest`` and ``note`` filled in.
+
+    Raises:
+        ValueError: another word for ``first``.
+
+    """
+    check_first(first)
+    if first != "show":
+        grids = [_without_first(grid, share=first == "share") for grid in grids]
+    full = max((html.bound(grid.values) for grid in grids), default=1.0)
+    sinks = [grid.positions[:1] == (0,) and len(grid.columns) > 1 for grid in grids]
+    rest = max((html.bound(g.values, skip_first=sink) for g, sink in zip(grids, sinks, strict=True)), default=1.0)
+    clipped = full > _SINK * rest
+    note = f"position 0 reaches {html.number(full)}, off this scale" if clipped else ""
+    largest = rest if clipped else full
+    return [replace(grid, largest=largest, note="; ".join(filter(None, (grid.note, note)))) for grid in grids]
+
+
+def check_first(first: str) -> None:
+    """Refuse what ``first`` does not know.
+
+    Raises:
+        ValueError: neither "show", "hide" nor "share".
+
+    """
+    if first not in ("show", "hide", "share"):
+        msg = f"first says what to do with position 0: 'show', 'hide' or 'share', got {first!r}"
+        raise ValueError(msg)
+
+
+def percent(part: float, whole: float) -> str:
+    """A share as text; a dash where there is no whole."""
+    return f"{100 * part / whole:.3g} %" if whole and math.isfinite(part) and math.isfinite(whole) else "–"
+
+
+def _without_first(grid: Grid, share: bool) -> Grid:
+    if grid.positions[:1] != (0,) or len(grid.columns) < 2:
+        return grid
+    rows, notes = grid.rows, ["position 0 is left out"]
+    if share:
+        sums = [sum(abs(v) for v in line if math.isfinite(v)) for line in grid.values]
+        shares = [percent(abs(line[0]), whole) for line, whole in zip(grid.values, sums, strict=True)]
+        if grid.is_strip:
+            notes = [f"position 0 is left out: it has {shares[0]} of the sum of magnitudes"]
+        else:
+            rows = tuple(f"{row} ({one})" for row, one in zip(rows, shares, strict=True))
+            notes = ["position 0 is left out: in brackets its share of each row's sum of magnitudes"]
+    return replace(
+        grid,
+        values=[line[1:] for line in grid.values],
+        rows=rows,
+        columns=grid.columns[1:],
+        positions=grid.positions[1:],
+        note="; ".join(filter(None, (grid.note, *notes))),
+    )

@@ -1,0 +1,23 @@
+"""The one place that knows TransformerLens: what a model is called, where its stream can be read, how it reads out.
+
+Works by hook names, ``model.hooks``, ``model.ln_final`` and ``model.unembed`` alone, which HookedTransformer (2.x, 3.x)
+and TransformerBridge (3.x, 4.x) share; nothing here imports, subclasses or asks for either class.
+"""
+
+from lens_scopes.host.capture import run_to_last_residual
+from lens_scopes.host.loading import load
+from lens_scopes.host.model import Host
+from lens_scopes.host.prompts import encode, special_ids, token_id, token_texts
+from lens_scopes.host.readout import Readout, read_out
+
+__all__ = [
+    "Host",
+    "Readout",
+    "encode",
+    "load",
+    "read_out",
+    "run_to_last_residual",
+    "special_ids",
+    "token_id",
+    "token_texts",
+]

@@ -1,0 +1,111 @@
+"""One forward pass whose sites stay open for differentiation, stopped before the final norm."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lens_scopes.host.model import Host
+
+
+class _ReachedTheEnd(Exception):  # noqa: N818 - it is a signal, not an error
+    """Raised by the hook on the last residual stream: the one way to stop early that works in every host."""
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """What one pass left behind: the sites' tensors inside the graph, and the last residual stream."""
+
+    sites: Mapping[str, Tensor]
+    """By name, each [batch, pos, ...]: the value that the model went on with."""
+    handles: Mapping[str, tuple[Tensor, ...]]
+    """By name, the tensors whose gradients can be the site's; the first that the graph uses is the one."""
+    last: Float[Tensor, "batch pos d_model"]
+
+
+@dataclass(eq=False)
+class _Recorder:
+    """Hooks that open every site: a leaf where nothing upstream is differentiated, else the model's own tensor."""
+
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+    def hook(self, name: str) -> Callable[..., Tensor]:
+        def open_site(activation: Tensor, hook: object) -> Tensor:  # noqa: ARG001 - TransformerLens's signature
+            if not activation.requires_grad:
+                activation = activation.detach().requires_grad_()
+            self.values[name] = activation
+            # Always returned: on a Bridge the hook's tensor may be a view that the model only uses if it is given back.
+            return activation
+
+        return open_site
+
+
+def run_to_last_residual(
+    host: Host,
+    tokens: Int[Tensor, "batch pos"],
+    sites: Sequence[str] = (),
+    *,
+    grad: bool = True,
+    edits: Mapping[str, Callable[[Tensor], None]] | None = None,
+    hooks: Sequence[tuple[str, Callable[..., Tensor]]] = (),
+    until: str | None = None,
+) -> Captured:
+    """Run the blocks on the tokens; keep the given sites open; stop at the last residual stream.
+
+    The user's own hooks stay in force. ``edits`` change activations *in place* by name: on a Bridge the only edit of
+    hook_resid_mid that reaches the skip connection (an edited copy reaches the MLP alone). ``hooks`` are run first.
+    ``until`` stops at an earlier site, which is then what ``last`` holds.
+
+    Raises:
+        RuntimeError: a site's hook did not fire.
+
+    """
+    recorder = _Recorder()
+    opened = {name: None for site in sites for name in _opened_for(host, site)}
+    all_hooks = [*hooks, *((name, recorder.hook(name)) for name in opened)]
+    all_hooks += [(name, _in_place(edit)) for name, edit in (edits or {}).items()]
+    final = until or host.last_residual
+    end: list[Tensor] = []
+
+    def stop(activation: Tensor, hook: object) -> None:  # noqa: ARG001
+        end.append(activation)
+        raise _ReachedTheEnd
+
+    with (
+        torch.inference_mode(mode=False),
+        torch.set_grad_enabled(grad),
+        host.frozen(),
+        host.model.hooks(fwd_hooks=[*all_hooks, (final, stop)]),
+        suppress(_ReachedTheEnd),
+    ):
+        host.model(tokens)
+    silent = [name for name in opened if name not in recorder.values]
+    if silent or not end:
+        msg = f"the hook {(silent or [final])[0]!r} never fired on {host.name}; choose another site"
+        raise RuntimeError(msg)
+    # The stop hook saw the tensor before the recorder's own hook on the same name could open it.
+    last = recorder.values.get(final, end[0])
+    handles = {site: tuple(recorder.values[name] for name in _opened_for(host, site)) for site in sites}
+    return Captured({site: recorder.values[site] for site in sites}, handles, last)
+
+
+def _opened_for(host: Host, site: str) -> tuple[str, ...]:
+    """The hooks whose gradients give a site's gradient, best first.
+
+    On a Bridge hook_resid_mid is the input of the second norm. Its captured tensor has the whole derivative, except
+    where the norm gets a copy of it; hook_attn_out has the same derivative and always works where it is in the graph.
+    """
+    if host.is_bridge and site.endswith(".hook_resid_mid"):
+        return (site.replace("hook_resid_mid", "hook_attn_out"), site)
+    return (site,)
+
+
+def _in_place(edit: Callable[[Tensor], None]) -> Callable[..., Tensor]:
+    def apply(activation: Tensor, hook: object) -> Tensor:  # noqa: ARG001
+        edit(activation)
+        return activation
+
+    return apply

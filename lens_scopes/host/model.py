@@ -1,0 +1,150 @@
+"""What there is to know about a model before it runs: its sizes, its sites, whether it can be differentiated."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from lens_scopes import sites as names
+
+
+@dataclass(frozen=True, eq=False)
+class Host:
+    """A HookedTransformer or TransformerBridge, seen through what the two have in common."""
+
+    model: Any
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a TransformerLens model.
+
+        Raises:
+            TypeError: the object lacks hooks, a configuration or an unembedding.
+
+        """
+        missing = [name for name in ("hook_dict", "hooks", "cfg", "unembed") if not _has(self.model, name)]
+        if missing:
+            msg = (
+                f"expected a TransformerLens model (HookedTransformer or TransformerBridge), got "
+                f"{type(self.model).__name__}, which has no {', '.join(missing)}; for a Hugging Face model write "
+                "lens_scopes.load(name_or_directory)"
+            )
+            raise TypeError(msg)
+
+    @property
+    def cfg(self) -> Any:
+        """The model's own configuration."""
+        return self.model.cfg
+
+    @property
+    def is_bridge(self) -> bool:
+        """Whether the model wraps a Hugging Face (or native) module."""
+        return _has(self.model, "adapter") and _has(self.model, "original_model")
+
+    @property
+    def name(self) -> str:
+        """What the model calls itself: the last part of its name or directory."""
+        return str(getattr(self.cfg, "model_name", None) or type(self.model).__name__).rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def n_layers(self) -> int:
+        """How many blocks."""
+        return int(self.cfg.n_layers)
+
+    @property
+    def n_ctx(self) -> int:
+        """How many positions the model was built for."""
+        return int(self.cfg.n_ctx)
+
+    @property
+    def last_residual(self) -> str:
+        """The last site before the final norm."""
+        return names.STREAM["resid_post"].format(self.n_layers - 1)
+
+    @cached_property
+    def _embedding(self) -> torch.Tensor:
+        return self.model.W_E
+
+    @property
+    def vocab(self) -> int:
+        """How many token ids the embedding knows."""
+        return int(self._embedding.shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self._embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return self._embedding.dtype
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, None where it has none."""
+        return getattr(self.model, "tokenizer", None)
+
+    @cached_property
+    def available(self) -> frozenset[str]:
+        """Hook names that can be asked for, aliases included."""
+        return frozenset(self.model.hook_dict)
+
+    def sites(self, asked: Any) -> names.Sites:
+        """Resolve what the user asked for and check that the model has it.
+
+        Raises:
+            ValueError: a site that the model lacks; the text lists those it has.
+
+        """
+        resolved = names.resolve(asked, self.n_layers)
+        missing = [name for name in resolved.names if name not in self.available]
+        if missing:
+            here = f"blocks.{names.layer_of(missing[0]) or 0}."
+            of_block = sorted(name for name in self.available if name.startswith(here) and _is_site(name))
+            have = of_block or sorted(self.available)[:20]
+            why = " (blocks with parallel attention and MLP have no resid_mid)" if "resid_mid" in missing[0] else ""
+            msg = f"{self.name} has no site {missing[0]!r}{why}; it has {', '.join([names.EMBED, *have])}"
+            raise ValueError(msg)
+        return resolved
+
+    def refuse_dropout(self) -> None:
+        """Scores of a model that rolls dice are noise.
+
+        Raises:
+            RuntimeError: the model is in train mode and has dropout.
+
+        """
+        for module in self.model.modules():
+            p = module.p if isinstance(module, nn.Dropout) else getattr(module, "attention_dropout", 0.0)
+            if module.training and isinstance(p, float) and p > 0:
+                msg = f"the model is in train mode with dropout {p}: every pass would differ; call model.eval() first"
+                raise RuntimeError(msg)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Parameters need no gradients inside: less memory, and only activations are differentiated. Restored after."""
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        try:
+            for parameter in trainable:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+
+
+def _has(model: Any, name: str) -> bool:
+    try:
+        return hasattr(model, name)
+    except ImportError:  # TransformerLens 4 answers so for what it removed
+        return False
+
+
+def _is_site(name: str) -> bool:
+    """Whether a hook name is one of the kinds that ``sites`` has shorthands for."""
+    kind = name.split(".", 2)[-1]
+    return kind in {p.split(".", 2)[-1] for p in (*names.STREAM.values(), *names.HEADS.values())}

@@ -1,0 +1,204 @@
+"""From what users write to token ids, and from token ids to text that people can read."""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, Literal, cast
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from lens_scopes.host.model import Host
+
+Prompt = str | list[int] | Tensor | list[dict[str, str]]
+Positions = int | Sequence[int] | Literal["all"]
+
+# Tokens decoded together to get one right: SentencePiece drops the blank of the first, a character spans up to four.
+_WINDOW = 6
+
+
+def encode(host: Host, prompt: Prompt) -> Int[Tensor, " pos"]:
+    """Token ids of a prompt.
+
+    A string follows the host's own BOS rule and is never cut; ids (list or tensor) are taken exactly as they are; a
+    list of messages goes through the chat template, with a generation prompt unless the last one is the assistant's.
+
+    Raises:
+        ValueError: empty, longer than the context, ids outside the vocabulary, or text without a tokenizer.
+        TypeError: none of the forms above.
+
+    """
+    ids = _ids(host, prompt)
+    if len(ids) == 0:
+        msg = "the prompt is empty: it has no position to explain"
+        raise ValueError(msg)
+    if len(ids) > host.n_ctx:
+        msg = f"the prompt has {len(ids)} tokens, {host.name} has a context of {host.n_ctx}; prompts are never cut"
+        raise ValueError(msg)
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= host.vocab:
+        msg = f"token id {low if low < 0 else high} is outside the vocabulary 0 to {host.vocab - 1} of {host.name}"
+        raise ValueError(msg)
+    return ids.to(host.device)
+
+
+def _ids(host: Host, prompt: Prompt) -> Tensor:
+    if isinstance(prompt, str):
+        _tokenizer(host, "a string prompt")
+        return host.model.to_tokens(prompt, truncate=False)[0] if prompt else torch.tensor([], dtype=torch.long)
+    if isinstance(prompt, Tensor):
+        if prompt.dtype.is_floating_point or prompt.ndim not in (1, 2) or (prompt.ndim == 2 and len(prompt) != 1):
+            got = f"{prompt.dtype} {tuple(prompt.shape)}"
+            msg = f"a tensor prompt holds ids [pos] or [1, pos], got {got}; see score_batch"
+            raise ValueError(msg)
+        return prompt.detach().clone().reshape(-1).long()
+    if isinstance(prompt, list | tuple) and all(isinstance(entry, dict) for entry in prompt) and prompt:
+        return _chat(host, cast("list[dict[str, str]]", prompt))
+    if isinstance(prompt, list | tuple) and all(isinstance(entry, int) for entry in prompt):
+        return torch.tensor(list(prompt), dtype=torch.long)
+    msg = (
+        f"a prompt is a string, a list of ids, a tensor of ids or a list of chat messages, got {type(prompt).__name__};"
+        " for several prompts write score_batch"
+    )
+    raise TypeError(msg)
+
+
+def _chat(host: Host, messages: list[dict[str, str]]) -> Tensor:
+    tokenizer = _tokenizer(host, "a chat prompt")
+    if not getattr(tokenizer, "chat_template", None):
+        msg = f"{host.name}'s tokenizer has no chat template; write the prompt as one string"
+        raise ValueError(msg)
+    text = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=messages[-1].get("role") != "assistant"
+    )
+    return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
+
+
+def _tokenizer(host: Host, what: str) -> Any:
+    if host.tokenizer is None:
+        msg = f"{what} needs a tokenizer, and {host.name} has none; give token ids instead"
+        raise ValueError(msg)
+    return host.tokenizer
+
+
+def positions_of(asked: Positions, length: int) -> tuple[int, ...]:
+    """Positions of a prompt as non-negative numbers.
+
+    Raises:
+        ValueError: none, or something else than an index, a list of them or "all".
+        IndexError: outside the prompt.
+
+    """
+    listed = range(length) if isinstance(asked, str) and asked == "all" else asked
+    if isinstance(listed, str | bool):
+        msg = f"position is an index, a list of them or 'all', got {asked!r}"
+        raise ValueError(msg)  # noqa: TRY004 - a wrong word more often than a wrong type
+    numbers = [listed] if isinstance(listed, int) else [int(p) for p in listed]
+    if not numbers:
+        msg = "an empty list of positions: name at least one"
+        raise ValueError(msg)
+    for p in numbers:
+        if not -length <= p < length:
+            msg = f"position {p} is outside the prompt, which has {length} tokens: -{length} to {length - 1}"
+            raise IndexError(msg)
+    return tuple(p % length for p in numbers)
+
+
+def token_id(host: Host, token: str | int) -> int:
+    """The id of a token given as text or id.
+
+    Text is encoded plainly; if that is not one id, encoded after a one-character anchor, as SentencePiece needs for
+    tokens that begin with a blank.
+
+    Raises:
+        ValueError: text that is not one token (its pieces and ids are listed), or an id outside the vocabulary.
+        TypeError: neither text nor an integer.
+
+    """
+    if isinstance(token, bool) or not isinstance(token, str | int):
+        msg = f"a token is a string or an id, got {token!r}"
+        raise TypeError(msg)
+    if isinstance(token, int):
+        if not 0 <= token < host.vocab:
+            msg = f"token id {token} is outside the vocabulary 0 to {host.vocab - 1} of {host.name}"
+            raise ValueError(msg)
+        return token
+    tokenizer = _tokenizer(host, f"the target {token!r}")
+    plain = tokenizer.encode(token, add_special_tokens=False)
+    if len(plain) == 1:
+        return int(plain[0])
+    for anchor in ("a", ".", "0"):
+        alone = tokenizer.encode(anchor, add_special_tokens=False)
+        after = tokenizer.encode(anchor + token, add_special_tokens=False)
+        if after[: len(alone)] == alone and len(after) == len(alone) + 1:
+            return int(after[-1])
+    pieces = list(zip(tokenizer.convert_ids_to_tokens(plain), plain, strict=True))
+    first = f"; did you mean {pieces[0][0]!r} (id {pieces[0][1]})?" if pieces else ""
+    msg = f"{token!r} is not one token of {host.name} but {len(pieces)}: {pieces}{first}"
+    raise ValueError(msg)
+
+
+def token_texts(host: Host, ids: Sequence[int]) -> tuple[str, ...]:
+    r"""The text that each token adds, so that joined they are the decoded prompt.
+
+    Special tokens stand under their names. Tokens that hold a part of a character show its bytes as \\xNN; without a
+    tokenizer a token is "#id".
+    """
+    tokenizer = host.tokenizer
+    if tokenizer is None:
+        return tuple(f"#{i}" for i in ids)
+    ids = list(ids)
+
+    def decode(some: list[int]) -> str:
+        return tokenizer.decode(some, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    texts = _added(decode, ids, _WINDOW)
+    if not any(_BROKEN in text for text in texts):
+        if "".join(texts) != decode(ids):  # a decoder that looks further back than the window
+            texts = _added(decode, ids, len(ids))
+        return tuple(texts)
+    return tuple(
+        _fragment(tokenizer, i) or text if _BROKEN in decode([i]) else text for i, text in zip(ids, texts, strict=True)
+    )
+
+
+def special_ids(host: Host) -> frozenset[int]:
+    """Ids of special tokens: those with a role (BOS, ...) and those only marked so (a chat template's headers)."""
+    added = getattr(host.tokenizer, "added_tokens_decoder", {})
+    return frozenset(getattr(host.tokenizer, "all_special_ids", ())) | {
+        i for i, token in added.items() if token.special
+    }
+
+
+_BROKEN = "\N{REPLACEMENT CHARACTER}"
+
+
+def _added(decode: Callable[[list[int]], str], ids: list[int], window: int) -> list[str]:
+    """What each token adds to the text of the few before it."""
+    texts = []
+    for i in range(len(ids)):
+        start = max(0, i - window)
+        before = decode(ids[start:i]) if i else ""
+        texts.append(decode(ids[start : i + 1])[len(before) :])
+    return texts
+
+
+def _fragment(tokenizer: Any, token: int) -> str | None:
+    r"""A token that is not whole characters: the whole ones as text, the other bytes as \xNN."""
+    piece = tokenizer.convert_ids_to_tokens(token)
+    if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", piece):  # SentencePiece's byte fallback
+        raw = bytes.fromhex(piece[3:5])
+    elif all(character in _byte_level_alphabet() for character in piece):
+        raw = bytes(_byte_level_alphabet()[character] for character in piece)
+    else:
+        return None
+    return raw.decode("utf-8", errors="backslashreplace")
+
+
+@cache
+def _byte_level_alphabet() -> dict[str, int]:
+    """The printable character that byte-level BPE writes for each byte, reversed."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(rest)}

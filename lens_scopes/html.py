@@ -1,0 +1,234 @@
+"""Strings and floats -> safe HTML: escaped, styled inline, without script, so that it survives untrusted notebooks.
+
+This file never sees a tensor or a result. Colours: white to blue for unsigned numbers, orange through white to blue for
+signed ones (told apart with any colour vision); numbers on hover and in the legend. Every coloured cell sets its own
+text colour, so that light and dark pages both work; everything else inherits the page's.
+"""
+
+import html
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Matrix = Sequence[Sequence[float]]
+
+#: The ends of the scales, red, green and blue: white, blue, orange; and what has no number.
+LOW, HIGH = (247, 251, 255), (8, 69, 148)
+NEGATIVE = (179, 88, 6)
+MISSING = "#9e9e9e"
+_CELL = "padding:1px 3px;border-radius:2px;font-family:ui-monospace,monospace;white-space:pre;unicode-bidi:isolate"
+_LABEL = "padding:0 6px;text-align:right;white-space:nowrap;font-weight:normal;opacity:.75"
+# Columns in one block of a table, and how many at most have their numbers written in the cells.
+_BLOCK, _NARROW = 60, 20
+_MARKS = {"\n": "↵", "\r": "␍", "\t": "⇥", "": "∅"}
+# Characters that reorder or hide what stands around them.
+_UNSAFE = re.compile("[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+
+
+def token(text: str, longest: int = 24) -> str:
+    """A token's text for a page: ``visible`` and escaped."""
+    return html.escape(visible(text, longest), quote=True)
+
+
+def visible(text: str, longest: int = 24) -> str:
+    """A token's text for display: blanks and control characters made visible, long ones cut; not escaped."""
+    shown = _MARKS.get(text) or "".join(_MARKS.get(c, c) for c in text)
+    shown = _UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", shown)
+    if shown.strip() == "":
+        shown = "".join("·" if c == " " else f"\\u{ord(c):04x}" for c in shown)
+    if len(shown) > longest:
+        shown = shown[: longest - 1] + "…"
+    return shown
+
+
+def escaped(text: str) -> str:
+    """Running text for a page: whole, characters that hide or reorder made visible, line breaks kept."""
+    return html.escape(_UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", text), quote=True)
+
+
+def number(value: float) -> str:
+    """Three significant digits."""
+    return "NaN" if math.isnan(value) else f"{value:.3g}"
+
+
+def bound(values: Matrix, skip_first: bool = False) -> float:
+    """The largest finite magnitude: the end of the colour scale (1 where all is zero)."""
+    finite = [abs(v) for row in values for v in row[int(skip_first) :] if math.isfinite(v)]
+    return max(finite, default=0.0) or 1.0
+
+
+def colour(value: float, largest: float) -> tuple[str, str]:
+    """Background and text colour of a value on the scale 0..largest (or -largest..largest)."""
+    if not math.isfinite(value):
+        return MISSING, "#000"
+    share = min(1.0, abs(value) / largest)
+    end = NEGATIVE if value < 0 else HIGH
+    rgb = [round(low + (high - low) * share) for low, high in zip(LOW, end, strict=True)]
+    # Black or white, whichever stands out more: by WCAG 2's luminance one of the two always has a contrast of 4.5.
+    linear = [c / 3294.6 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return f"rgb({rgb[0]},{rgb[1]},{rgb[2]})", "#000" if luminance > 0.179 else "#fff"
+
+
+def strip(tokens: Sequence[str], values: Sequence[float], hovers: Sequence[str], largest: float) -> str:
+    """Tokens in a line of text, each on the colour of its value."""
+    spans = []
+    for text, value, hover in zip(tokens, values, hovers, strict=True):
+        background, ink = colour(value, largest)
+        style = f"{_CELL};display:inline-block;margin:1px;background:{background};color:{ink}"
+        spans.append(f'<span style="{style}" title="{escaped(hover)}">{token(text)}</span>')
+    return f'<div style="line-height:1.7">{"".join(spans)}</div>'
+
+
+def table(
+    columns: Sequence[str], rows: Sequence[str], values: Matrix, hovers: Sequence[Sequence[str]], largest: float
+) -> str:
+    """Rows by columns as coloured cells; numbers on hover, and in the cells of a narrow table.
+
+    Long column names stand upright; a table with more columns than fit a page is broken into blocks.
+    """
+    blocks = []
+    for start in range(0, max(1, len(columns)), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        blocks.append(_block(columns[part], rows, [v[part] for v in values], [h[part] for h in hovers], largest))
+    return "".join(blocks)
+
+
+def _block(
+    columns: Sequence[str], rows: Sequence[str], values: Matrix, hovers: Sequence[Sequence[str]], largest: float
+) -> str:
+    narrow = len(columns) <= _NARROW
+    flat = all(len(visible(name)) <= 4 for name in columns)
+    turn = "" if flat else ";writing-mode:vertical-rl;transform:rotate(180deg);max-height:11em"
+    width = 34 if narrow else 14
+    head = "".join(
+        f'<th style="font-weight:normal;padding:0;vertical-align:bottom;text-align:center;min-width:{width}px">'
+        f'<div style="{_CELL}{turn};display:inline-block">{token(name, 16)}</div></th>'
+        for name in columns
+    )
+    body = []
+    for name, row, row_hovers in zip(rows, values, hovers, strict=True):
+        cells = []
+        for value, hover in zip(row, row_hovers, strict=True):
+            background, ink = colour(value, largest)
+            style = f"background:{background};padding:0"
+            text = ""
+            if narrow:
+                style += f";color:{ink};text-align:center;font-size:10px"
+                text = short(value, largest)
+            cells.append(f'<td style="{style}" title="{escaped(hover)}">{text}</td>')
+        label = f'<th style="{_LABEL}">{html.escape(name)}</th>'
+        body.append(f'<tr style="height:15px;background:none">{label}{"".join(cells)}</tr>')
+    return (
+        '<div style="overflow-x:auto"><table style="border-collapse:separate;border-spacing:1px;width:auto;margin:0">'
+        f'<thead><tr style="background:none"><th></th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+    )
+
+
+def short(value: float, largest: float) -> str:
+    """A number for a cell: as many places as make a hundredth of the scale's end visible; nothing below that."""
+    if math.isnan(value):
+        return "NaN"
+    if abs(value) < 0.005 * largest:
+        return ""
+    if not 0.01 <= largest < 1000:
+        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    return f"{value:.{max(0, 1 - math.floor(math.log10(largest / 4)))}f}"
+
+
+def bar(value: float, largest: float) -> str:
+    """A bar of the value's colour and length."""
+    background, _ = colour(math.copysign(largest, value) if math.isfinite(value) else value, largest)
+    width = round(90 * min(1.0, abs(value) / largest)) if math.isfinite(value) else 0
+    return f'<div style="background:{background};height:10px;width:{width}px;min-width:1px"></div>'
+
+
+def predictions(meta: Mapping[str, Any], most: int = 3) -> str:
+    """What the model says next and what is explained, for the first few positions that a result knows of."""
+    lines = []
+    for n, (position, top) in enumerate(zip(meta.get("positions", ()), meta.get("predictions", ()), strict=False)):
+        if n == most:
+            break
+        guesses = "".join(
+            f'<span style="margin-right:10px;display:inline-block;white-space:nowrap">'
+            f'<span style="{_CELL}">{token(guess["text"])}</span> {guess["p"]:.1%}</span>'
+            for guess in top
+        )
+        named = {
+            key: token(one["text"]) for key, one in dict(meta["targets"][n] if meta.get("targets") else {}).items()
+        }
+        aim = f"explained: {' against '.join(f'“{text}”' for text in named.values())}; " if named else ""
+        lines.append(f'<div style="opacity:.8;font-size:90%">{aim}predicted after position {position}: {guesses}</div>')
+    return "".join(lines)
+
+
+def heading(text: str) -> str:
+    """A small heading inside a figure."""
+    return f'<div style="margin-top:8px;opacity:.85">{html.escape(text)}</div>'
+
+
+def legend(largest: float, signed: bool, unit: str) -> str:
+    """The colour scale with its numbers."""
+    low = -largest if signed else 0.0
+    steps = [low + (largest - low) * i / 8 for i in range(9)]
+    box = "display:inline-block;width:18px;height:10px;background:"
+    swatches = "".join(f'<span style="{box}{colour(step, largest)[0]}"></span>' for step in steps)
+    return (
+        f'<div style="font-size:85%;margin-top:4px">{number(low)} {swatches} {number(largest)} '
+        f'<span style="opacity:.75">{html.escape(unit)}</span></div>'
+    )
+
+
+def remark(text: str) -> str:
+    """A remark under a figure."""
+    return f'<div style="font-size:85%;opacity:.75">{html.escape(text)}</div>'
+
+
+def figure(title: str, *parts: str, note: str = "") -> str:
+    """A titled block of the parts above."""
+    foot = remark(note) if note else ""
+    return (
+        '<div style="margin:6px 0;font-family:system-ui,sans-serif;font-size:14px">'
+        f'<div style="font-weight:600;margin-bottom:4px">{html.escape(title)}</div>{"".join(parts)}{foot}</div>'
+    )
+
+
+def numbers(columns: Sequence[str], rows: Sequence[Sequence[str]], bars: Sequence[str] = ()) -> str:
+    """A plain table of words and numbers; the first column names the row; at the end a ``bar`` where there are some."""
+    cell = "padding:2px 8px;text-align:right;white-space:nowrap"
+    head = "".join(f'<th style="{cell}">{html.escape(name)}</th>' for name in columns)
+    ends = [f'<td style="{cell};text-align:left">{one}</td>' for one in bars] or [""] * len(rows)
+    body = "".join(
+        f'<tr style="background:none"><th style="{_LABEL}">{html.escape(first)}</th>'
+        + "".join(f'<td style="{cell}">{html.escape(text)}</td>' for text in rest)
+        + f"{end}</tr>"
+        for (first, *rest), end in zip(rows, ends, strict=True)
+    )
+    return (
+        '<div style="overflow-x:auto"><table style="border-collapse:collapse;width:auto">'
+        f'<thead><tr style="background:none">{head}{"<th></th>" if bars else ""}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def facts(pairs: Sequence[tuple[str, str]]) -> str:
+    """Names and what they are, one per line."""
+    cell = "padding:1px 8px;text-align:left;white-space:normal;overflow-wrap:anywhere"
+    body = "".join(
+        f'<tr style="background:none"><th style="{_LABEL};vertical-align:top">{html.escape(name)}</th>'
+        f'<td style="{cell}">{escaped(text)}</td></tr>'
+        for name, text in pairs
+    )
+    return f'<table style="border-collapse:collapse;width:auto;font-size:90%"><tbody>{body}</tbody></table>'
+
+
+def page(title: str, *figures: str) -> str:
+    """A whole page that loads nothing: no script and, by its own policy, no outside address."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
+        'img-src data:"><meta name="color-scheme" content="light dark">'
+        f"<title>{html.escape(title)}</title></head>"
+        f'<body style="max-width:1100px;margin:24px auto;padding:0 16px">{"".join(figures)}</body></html>\n'
+    )

@@ -1,0 +1,214 @@
+"""The Jacobian itself: between two places of the stream, as an operator, in dense blocks, by its singular vectors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_scopes.host import Host, encode, token_texts
+from lens_scopes.host.prompts import Prompt, positions_of
+from lens_scopes.memory import lanes_at_once, rows_at_once
+from lens_scopes.pullback import Rows, pull_back
+from lens_scopes.pushforward import push_forward
+from lens_scopes.sites import FINAL, depth
+from lens_scopes.state import Cotangents
+from lens_scopes.trace import Trace, trace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Svd(NamedTuple):
+    """The largest singular triplets of J as a matrix [d_out, pos · d_in]: J ≈ Σ_i S_i U_i V_iᵀ."""
+
+    U: Float[Tensor, "k d_out"]
+    S: Float[Tensor, " k"]
+    V: Float[Tensor, "k pos d_in"]
+
+
+def jacobian(
+    model: Any,
+    prompt: Prompt,
+    source: str = "embed",
+    target: str = FINAL,
+    *,
+    position: int = -1,
+    freeze: Sequence[str] = (),
+) -> "Jacobian":
+    """J = ∂(target at position)/∂(source at every position), from one forward pass that stays open.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge in eval mode; left as it came.
+        prompt: see ``score``.
+        source: "embed" or the hook name of a residual-stream site.
+        target: "final" (y, the input of the unembedding) or the hook name of a later site.
+        position: where the target is read.
+        freeze: see ``score``.
+
+    Raises:
+        ValueError: a site that the model lacks, that has a head axis, or a target that is not after the source.
+        IndexError: a position outside the prompt.
+
+    """
+    host = Host(model)
+    ids = encode(host, prompt)
+    (at,) = positions_of(position, len(ids))
+    asked = [source] if target == FINAL else [source, target]
+    names = [host.sites(site) for site in asked]
+    if any(len(found.names) != 1 or found.per_head for found in names):
+        msg = f"jacobian goes from one residual-stream site to another, got {source!r} and {target!r}; give hook names"
+        raise ValueError(msg)
+    start, end = names[0].names[0], FINAL if target == FINAL else names[1].names[0]
+    if depth(start, host.n_layers) >= depth(end, host.n_layers):
+        msg = f"the target {end!r} is not after the source {start!r}: its Jacobian is zero; swap them"
+        raise ValueError(msg)
+    open_sites = [start] if end == FINAL else [start, end]
+    return Jacobian(trace(host, ids[None], open_sites, [at], freeze), start, end)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Jacobian:
+    """J [d_out, pos, d_in], matrix-free: it keeps the graph of one forward pass alive and is never formed unasked."""
+
+    run: Trace
+    source: str
+    target: str
+
+    @property
+    def position(self) -> int:
+        """Where the target is read."""
+        return self.run.positions[0]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(d_out, pos, d_in)."""
+        _, pos, d_in = self.run.sites[self.source].shape
+        return self.run.output(self.target).shape[-1], pos, d_in
+
+    def vjp(self, cotangents: Float[Tensor, "k d_out"]) -> Float[Tensor, "k pos d_in"]:
+        """vᵀJ for k cotangents at the target.
+
+        Raises:
+            ValueError: another shape.
+
+        """
+        d_out, _, _ = self.shape
+        if cotangents.ndim != 2 or cotangents.shape[1] != d_out:
+            msg = f"vjp takes cotangents [k, d_out={d_out}], got {tuple(cotangents.shape)}"
+            raise ValueError(msg)
+        rows = Rows.of([[Cotangents(cotangents.to(self.run.y.device), site=self.target)]])
+        return torch.cat([found[self.source][:, 0].detach() for _, found in pull_back(self.run, rows, self.target)])
+
+    def jvp(self, tangents: Float[Tensor, "k pos d_in"]) -> Float[Tensor, "k d_out"]:
+        """Ju for k tangents at the source.
+
+        Raises:
+            ValueError: another shape.
+
+        """
+        if tangents.ndim != 3 or tangents.shape[1:] != self.shape[1:]:
+            msg = f"jvp takes tangents [k, pos, d_in] with {self.shape[1:]}, got {tuple(tangents.shape)}"
+            raise ValueError(msg)
+        dtype, device = self.run.y.dtype, self.run.y.device
+        out = [self._push(part.to(device, dtype)) for part in tangents.split(lanes_at_once(self.run))]
+        return torch.cat(out)
+
+    def _push(self, tangents: Tensor) -> Tensor:
+        seen: list[Tensor] = []
+        inner = () if self.target == FINAL else (self.target,)
+        pushed = push_forward(
+            self.run.host, self.run.tokens[0], self.source, tangents, position=self.position, sites=inner,
+            visit=lambda name, value, tangent: seen.append(tangent[:, self.position]),  # noqa: ARG005
+            hooks=self.run.held, until=inner[0] if inner else None,
+        )  # fmt: skip
+        return pushed.y if pushed.y is not None else seen[0]
+
+    def dense(self) -> Float[Tensor, "pos d_out d_in"]:
+        """All of J, by one pull-back per row, in chunks; positions after the target's are zero."""
+        d_out, pos, d_in = self.shape
+        whole = self.run.y.new_empty(pos, d_out, d_in)
+        eye = torch.eye(d_out, dtype=whole.dtype, device=whole.device)
+        size = rows_at_once(self.run, d_out)
+        for begin in range(0, d_out, size):
+            chunk = eye[begin : begin + size]
+            whole[:, begin : begin + size] = self.vjp(chunk).transpose(0, 1)
+        return whole
+
+    def svd(self, k: int = 8) -> Svd:
+        """The k largest singular values of J as a matrix [d_out, pos · d_in], by scipy's solver on the operator.
+
+        Raises:
+            ValueError: k outside 1 .. d_out.
+
+        """
+        import numpy as np
+        from scipy.sparse.linalg import LinearOperator, svds
+
+        d_out, pos, d_in = self.shape
+        if not 1 <= k <= min(d_out, pos * d_in):
+            msg = f"svd({k}): J is {d_out} x {pos * d_in}, so k is between 1 and {min(d_out, pos * d_in)}"
+            raise ValueError(msg)
+        if k == min(d_out, pos * d_in):  # the iterative solver finds all but one
+            u, s, vh = torch.linalg.svd(self.dense().transpose(0, 1).flatten(1).double().cpu(), full_matrices=False)
+            return Svd(u.T, s, vh.unflatten(1, (pos, d_in)))
+
+        def apply(x: Any) -> Any:
+            return self.jvp(torch.as_tensor(x.reshape(1, pos, d_in))).double().cpu().numpy().ravel()
+
+        def transposed(x: Any) -> Any:
+            return self.vjp(torch.as_tensor(x.reshape(1, d_out))).double().cpu().numpy().ravel()
+
+        make: Any = LinearOperator  # calling it picks a subclass, which type checkers do not follow
+        operator = make((d_out, pos * d_in), matvec=apply, rmatvec=transposed, dtype=np.float64)
+        start = np.random.default_rng(0).standard_normal(min(d_out, pos * d_in))  # the global generator stays untouched
+        found: Any = svds(operator, k=k, v0=start)
+        u, s, vh = found
+        order = np.argsort(-s)
+        u, s, vh = (torch.from_numpy(x.copy()) for x in (u[:, order].T, s[order], vh[order]))
+        return Svd(u, s, vh.unflatten(1, (pos, d_in)))
+
+    def decode(self, k: int = 4, *, tokens: int = 5) -> "pd.DataFrame":
+        """What the singular vectors say: the output side through the unembedding, the input side through the embedding.
+
+        Signs of a pair are fixed so that its output side raises the token it moves most. At inner sites the same two
+        matrices are used directly, without the norms in between, as a first impression.
+
+        Args:
+            k: how many singular triplets.
+            tokens: how many tokens to name on each side.
+
+        Returns:
+            Two rows per triplet: rank, sigma, side ("output", "input"), pos and token of the strongest input position,
+            its share of ‖V_i‖², and the tokens that the vector raises and lowers most.
+
+        """
+        import pandas as pd
+
+        host = self.run.host
+        unembed, embed = self.run.readout.weight.double().cpu(), host.model.W_E.detach().double().cpu()
+        ids = self.run.tokens[0].tolist()
+        texts = token_texts(host, ids)
+        rows = []
+        for rank, (u, sigma, v) in enumerate(zip(*self.svd(k), strict=True)):
+            logits = unembed @ u
+            sign = 1.0 if float(logits.max()) >= -float(logits.min()) else -1.0
+            share = v.square().sum(-1)
+            at = int(share.argmax())
+            for side, scores in (("output", sign * logits), ("input", sign * (embed @ v[at]))):
+                row: dict[str, Any] = {"rank": rank, "sigma": float(sigma), "side": side}
+                row |= (
+                    {"pos": at, "token": texts[at], "share": float(share[at] / share.sum())} if side == "input" else {}
+                )
+                row["raises"] = [token_texts(host, [ids[0], i])[1] for i in scores.topk(tokens).indices.tolist()]
+                row["lowers"] = [token_texts(host, [ids[0], i])[1] for i in (-scores).topk(tokens).indices.tolist()]
+                rows.append(row)
+        frame = pd.DataFrame(rows)
+        frame["pos"] = frame["pos"].astype("Int64")
+        return frame
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"Jacobian({self.source} -> {self.target} at {self.position}; {self.shape} on {self.run.host.name})"

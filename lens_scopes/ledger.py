@@ -1,0 +1,134 @@
+"""The books of a flow: what passes through every head, MLP and position of each block, each entry from its own parts.
+
+For a cotangent with L = vᵀy let g_a = ∂L/∂a; for a tangent d at the embedding let δa be what becomes of it at a. The
+influence that passes through a is I(a) = ⟨g_a, δa⟩, and it is conserved at every cut of the network. Inside a head
+I(z_h) splits into value edges A[q,k]⟨g_z[q], δv[k]⟩ and pattern edges δA[q,k]⟨g_z[q], v[k] − z[q]⟩; subtracting z[q]
+changes no sum, since Σ_k δA[q,k] = 0, and makes the edge independent of where a value bias is stored.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from einops import einsum, repeat
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_scopes.host import Host
+from lens_scopes.sites import HEADS, STREAM
+
+PATTERN = "blocks.{}.attn.hook_pattern"
+
+
+def block_sites(host: Host, layer: int) -> list[str]:
+    """What the ledger reads in one block, in the order of the forward pass."""
+    kinds = ["resid_pre", "q", "k", "v", "pattern", "z"]
+    kinds += ["mlp_out"] if is_parallel(host, layer) else ["resid_mid", "mlp_out"]
+    patterns = STREAM | HEADS | {"pattern": PATTERN}
+    return [patterns[kind].format(layer) for kind in kinds]
+
+
+def is_parallel(host: Host, layer: int) -> bool:
+    """Whether attention and MLP of a block read the same stream (then there is no hook_resid_mid)."""
+    return STREAM["resid_mid"].format(layer) not in host.available
+
+
+@dataclass(eq=False)
+class Ledger:
+    """Collects a forward-mode pass block by block, against the gradients of the backward pass.
+
+    Lanes are independent pairs of a cotangent (whose gradients are given) and a tangent. Nothing is derived from the
+    laws that the entries must satisfy: ``violation`` holds them up against each other afterwards.
+    """
+
+    host: Host
+    gradients: Mapping[str, Tensor]
+    """By site, [lane, pos, ...]."""
+    total: Float[Tensor, " lane"]
+    """What every cut must carry: the score, computed from the gradient at the embedding alone."""
+    keep_edges: bool
+    heads: list[Tensor] = field(default_factory=list)
+    mlps: list[Tensor] = field(default_factory=list)
+    stream: list[Tensor] = field(default_factory=list)
+    composition: list[Tensor] = field(default_factory=list)
+    edges: list[Tensor] = field(default_factory=list)
+    worst: float = 0.0
+    """The largest violation of a law of the stream, heads and MLPs, in units of the total."""
+    worst_inside: float = 0.0
+    """The same for the laws inside heads."""
+    _block: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def visit(self, name: str, value: Tensor, tangent: Tensor) -> None:
+        """Take one site's value and tangent; a block is booked when its last site has come."""
+        kind = name.rsplit("hook_", 1)[-1]
+        if kind == "resid_post":
+            self.stream.append(self._influence(name, tangent).sum(-1))
+            return
+        self._block[kind] = (value, tangent.reshape(self.gradients[name].shape) if name in self.gradients else tangent)
+        if kind == "mlp_out":
+            self._book(len(self.mlps))
+            self._block = {}
+
+    def _influence(self, name: str, tangent: Tensor) -> Tensor:
+        gradient = self.gradients[name]
+        return (gradient * tangent.reshape(gradient.shape)).double()
+
+    def _book(self, layer: int) -> None:
+        names = {name.rsplit("hook_", 1)[-1]: name for name in block_sites(self.host, layer)}
+        influence = {kind: self._influence(names[kind], self._block[kind][1]) for kind in names if kind != "pattern"}
+        heads = influence["z"].sum((1, 3))
+        self.heads.append(heads)
+        self.mlps.append(influence["mlp_out"].sum((1, 2)))
+        self.stream.append(influence["resid_pre"].sum(-1))
+        # What goes past the branches of the block: the old tangent against the gradient after it.
+        after = self.gradients[STREAM["resid_post"].format(layer)]
+        before = self._block["resid_pre"][1]
+        if is_parallel(self.host, layer):
+            self._law((after * before).double().sum((1, 2)) + heads.sum(1) + self.mlps[-1])
+        else:
+            self._law((self.gradients[names["resid_mid"]] * before).double().sum((1, 2)) + heads.sum(1))
+            middle = self._block["resid_mid"][1].reshape(after.shape)
+            self._law((after * middle).double().sum((1, 2)) + self.mlps[-1])
+        self._law(self.stream[-1].sum(-1))
+        self._inside(heads, influence, names)
+
+    def _inside(self, heads: Tensor, influence: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        """Value and pattern edges of one layer's heads, and what they compose with."""
+        a, da = self._block["pattern"]
+        (v, dv), (z, _) = self._block["v"], self._block["z"]
+        group = z.shape[2] // v.shape[2]
+        v, dv = (repeat(x, "lane k kv d -> lane k (kv group) d", group=group) for x in (v, dv))
+        g = self.gradients[names["z"]]
+        value = a * einsum(g, dv, "lane q h d, lane k h d -> lane h q k")
+        reach = (
+            einsum(g, v, "lane q h d, lane k h d -> lane h q k")
+            - einsum(g, z, "lane q h d, lane q h d -> lane h q")[..., None]
+        )
+        pattern = da * reach
+        by_value, by_pattern = value.double().sum((2, 3)), pattern.double().sum((2, 3))
+        by_query = influence["q"].sum((1, 3))
+        by_key = by_pattern - by_query
+        self.composition.append(torch.stack([by_query, by_key, by_value], -1))
+        if self.keep_edges:
+            self.edges.append(torch.stack([value, pattern]).sum(1))
+
+        def grouped(per_query_head: Tensor) -> Tensor:
+            return per_query_head.reshape(*per_query_head.shape[:-1], -1, group).sum(-1)
+
+        self._law_inside(by_value + by_pattern - heads)
+        self._law_inside(grouped(by_key) - influence["k"].sum((1, 3)))
+        self._law_inside(grouped(by_value) - influence["v"].sum((1, 3)))
+
+    def _law(self, carried: Float[Tensor, " lane"]) -> None:
+        self.worst = max(self.worst, float(((carried - self.total).abs() / self._unit()).max()))
+
+    def _law_inside(self, difference: Float[Tensor, "lane head"]) -> None:
+        self.worst_inside = max(self.worst_inside, float((difference.abs() / self._unit()[:, None]).max()))
+
+    def _unit(self) -> Float[Tensor, " lane"]:
+        """Violations are relative to the largest total (a lane whose own total is zero has no scale of its own)."""
+        return self.total.abs().max().clamp(min=1e-300).expand_as(self.total)
+
+    def close(self) -> None:
+        """The last cut: the stream after all blocks."""
+        self._law(self.stream[-1].sum(-1))

@@ -1,0 +1,268 @@
+"""Predicted against measured effects: do they agree, and does the prediction save patches."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lens_scopes import html, results
+from lens_scopes.scores import Scores
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+# Orders drawn for "random"; below this share of the largest effect an effect has no sign to speak of.
+_DRAWS, _NOTHING = 200, 1e-6
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison:
+    """Predicted and measured effects of the same patches, and orders in which one could have measured them.
+
+    Every number is about the places that were measured (not NaN).
+    """
+
+    predicted: Scores
+    measured: Scores
+    orders: Mapping[str, Tensor] = field(default_factory=dict)
+    """By name, [shape of the values]: patches are tried from the largest magnitude down."""
+    seed: int = 0
+    """Of the random orders."""
+
+    @cached_property
+    def where(self) -> Bool[Tensor, "site pos ..."]:
+        """The places measured."""
+        return ~self.measured.values.isnan()
+
+    @property
+    def pearson(self) -> float:
+        """Linear correlation; NaN where one side is constant."""
+        return _correlation(*self._pair)
+
+    @property
+    def spearman(self) -> float:
+        """Rank correlation, ties at their mean rank; NaN where one side is constant."""
+        return _correlation(*map(_ranks, self._pair))
+
+    @property
+    def slope(self) -> float:
+        """Measured per predicted, by least squares through 0: 1 where the first order is the whole effect."""
+        predicted, measured = self._pair
+        power = float(predicted.square().sum())
+        return float((predicted * measured).sum()) / power if power else float("nan")
+
+    @property
+    def sign_agreement(self) -> float:
+        """Share of effects (above 1e-6 of the largest) whose sign was predicted; NaN in squared units."""
+        if self.measured.units == "squared":
+            return float("nan")
+        predicted, measured = self._pair
+        matters = measured.abs() > _NOTHING * measured.abs().max()
+        return float((predicted.sign() == measured.sign())[matters].double().mean())
+
+    def overlap(self, k: int) -> float:
+        """Share of the k largest measured effects (in magnitude) that are among the k largest predicted.
+
+        Raises:
+            ValueError: k outside 1 to the number of places measured.
+
+        """
+        predicted, measured = (x.abs() for x in self._pair)
+        if not 1 <= k <= len(measured):
+            msg = f"overlap(k) compares the k largest of {len(measured)} places, got k={k}"
+            raise ValueError(msg)
+        top = [set(x.argsort(descending=True, stable=True)[:k].tolist()) for x in (predicted, measured)]
+        return len(top[0] & top[1]) / k
+
+    def patches_to(self, share: float = 0.9) -> dict[str, float]:
+        """How many patches find this share of the total effect, Σ |measured|, in each order.
+
+        Returns:
+            By order: "scope" (the prediction), the ``orders`` given, "random" (the mean of 200 seeded orders) and
+            "best" (as if the effects were known: nothing can need fewer).
+
+        Raises:
+            ValueError: share outside (0, 1].
+
+        """
+        if not 0 < share <= 1:
+            msg = f"share is a part of the total effect, above 0 and at most 1, got {share}"
+            raise ValueError(msg)
+        effect = self._pair[1].abs()
+        orders = {"scope": self._pair[0], **{name: order[self.where].double() for name, order in self.orders.items()}}
+        needed = {name: float(_needed(effect, order.abs(), share)) for name, order in orders.items()}
+        generator = torch.Generator().manual_seed(self.seed)
+        draws = torch.rand(_DRAWS, len(effect), generator=generator, dtype=torch.float64)
+        by_chance = _needed(effect.expand_as(draws), draws, share).double().mean()
+        return {**needed, "random": float(by_chance), "best": float(_needed(effect, effect, share))}
+
+    def at(self, site: str) -> "Comparison":
+        """The same for one site.
+
+        Raises:
+            KeyError: no such site.
+
+        """
+        index = results.index_of(self.measured.coords, "site", site)
+
+        def pick(scores: Scores) -> Scores:
+            only = {**scores.coords, "site": (site,)}
+            probes = None if scores.probes is None else scores.probes[:, index : index + 1]
+            return replace(scores, values=scores.values[index : index + 1], coords=only, probes=probes)
+
+        orders = {name: order[index : index + 1] for name, order in self.orders.items()}
+        return replace(self, predicted=pick(self.predicted), measured=pick(self.measured), orders=orders)
+
+    def summary(self, share: float = 0.9) -> dict[str, float]:
+        """The numbers above in one row."""
+        count = len(self._pair[0])
+        return {
+            "places": count,
+            "pearson": self.pearson,
+            "spearman": self.spearman,
+            "sign_agreement": self.sign_agreement,
+            "slope": self.slope,
+            "overlap_10": self.overlap(min(10, count)) if count else float("nan"),
+            **{f"patches_{name}": needed for name, needed in self.patches_to(share).items()},
+        }
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """Long form: a row per place, with its token, the predicted and the measured effect (NaN: not measured)."""
+        m = self.measured
+        by_position = dict(zip(m.coords["pos"], m.tokens, strict=True))
+        columns = {"predicted": self.predicted.values, "measured": m.values, **self.orders}
+        return results.dataframe(columns, m.dims, m.coords, {"pos": by_position})
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """A scatter of measured against predicted, coloured by layer, with the line measured = predicted."""
+        import matplotlib.pyplot as plt
+
+        ax = ax or plt.subplots(figsize=(5, 4.5))[1]
+        predicted, measured = self._pair
+        rows = torch.arange(len(self.measured.coords["site"])).reshape(-1, *[1] * (self.where.ndim - 1))
+        points = ax.scatter(predicted, measured, c=rows.expand(self.where.shape)[self.where], s=12, cmap="viridis")
+        ends = [float(min(predicted.min(), measured.min())), float(max(predicted.max(), measured.max()))]
+        ax.plot(ends, ends, color="grey", linewidth=0.8, label="measured = predicted")
+        ax.set(xlabel="predicted effect", ylabel="measured effect")
+        ax.set_title(f"{self.measured.meta.get('scope', '')}: Spearman {self.spearman:.2f}, n = {len(predicted)}")
+        ax.legend(frameon=False)
+        ax.figure.colorbar(points, ax=ax, label="site, in the order asked")
+        return ax
+
+    def save(self, path: str | Path) -> Path:
+        """Write to one safetensors file with a JSON header, whole or not at all."""
+        tensors = {"predicted": self.predicted.values, "measured": self.measured.values}
+        tensors |= {} if self.predicted.probes is None else {"probes": self.predicted.probes}
+        tensors |= {f"order.{i}": order for i, order in enumerate(self.orders.values())}
+        m = self.measured
+        header = {
+            "dims": m.dims,
+            "coords": m.coords,
+            "tokens": m.tokens,
+            "orders": list(self.orders),
+            "seed": self.seed,
+        }
+        return results.save(
+            path, "Comparison", tensors, header | {"meta": {"predicted": self.predicted.meta, "measured": m.meta}}
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Comparison":
+        """Read what ``save`` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: a file that is cut short, of another kind or of another schema.
+
+        """
+        tensors, header = results.load(path, "Comparison")
+        coords = {dim: tuple(labels) for dim, labels in header["coords"].items()}
+        labels = (tuple(header["dims"]), coords, tuple(header["tokens"]))
+        predicted = Scores(tensors["predicted"], *labels, header["meta"]["predicted"], tensors.get("probes"))
+        measured = Scores(tensors["measured"], *labels, header["meta"]["measured"])
+        orders = {name: tensors[f"order.{i}"] for i, name in enumerate(header["orders"])}
+        return cls(predicted, measured, orders, header["seed"])
+
+    def __repr__(self) -> str:
+        """One line."""
+        places = int(self.where.sum())
+        return f"Comparison({places} places; pearson={self.pearson:.3f}, spearman={self.spearman:.3f})"
+
+    def _repr_html_(self) -> str:
+        """The numbers as a table: escaped, no script."""
+        title = f"{self.measured.meta.get('scope', 'scope')}: predicted and measured effects of patches"
+        return html.figure(title, html.numbers(("", "value"), [(k, html.number(v)) for k, v in self.summary().items()]))
+
+    @cached_property
+    def _pair(self) -> tuple[Float[Tensor, " place"], Float[Tensor, " place"]]:
+        return self.predicted.values[self.where].double(), self.measured.values[self.where].double()
+
+
+def compare(
+    predicted: Scores,
+    measured: Scores,
+    *,
+    orders: Mapping[str, Scores | Tensor] | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Predicted and measured effects side by side.
+
+    Args:
+        predicted: what ``predict`` returned, or any scores of the same places.
+        measured: what ``measure`` returned; NaN where nothing was measured.
+        orders: other proposals for the order of patches, by name: scores or tensors of the same shape, for instance a
+            flow's stream or TransformerLens's attribution patching.
+        seed: of the random orders.
+
+    Raises:
+        ValueError: results about different places, prompts or units, or nothing measured.
+
+    """
+    if predicted.dims != measured.dims or dict(predicted.coords) != dict(measured.coords):
+        msg = f"compare needs results about the same places, got {predicted!r} and {measured!r}"
+        raise ValueError(msg)
+    if predicted.tokens != measured.tokens:
+        msg = "compare needs results about the same prompt; predicted and measured differ in their tokens"
+        raise ValueError(msg)
+    if (predicted.units == "squared") != (measured.units == "squared"):
+        msg = f"predicted is in {predicted.units} units, measured in {measured.units}: write the same scope in both"
+        raise ValueError(msg)
+    if measured.values.isnan().all():
+        msg = "nothing was measured (all NaN); widen where="
+        raise ValueError(msg)
+    tensors: dict[str, Any] = {}
+    for name, order in (orders or {}).items():
+        values = order.values if isinstance(order, Scores) else torch.as_tensor(order)
+        if values.shape != measured.values.shape:
+            msg = f"the order {name!r} has shape {tuple(values.shape)}, the effects {tuple(measured.values.shape)}"
+            raise ValueError(msg)
+        tensors[name] = values.detach().cpu()
+    return Comparison(predicted, measured, tensors, seed)
+
+
+def _needed(
+    effect: Float[Tensor, "*order place"], order: Float[Tensor, "*order place"], share: float
+) -> Int[Tensor, "*order"]:
+    """How many places, in descending order, until their effects sum to the share of the total; 0 if there is none."""
+    found = effect.gather(-1, order.argsort(dim=-1, descending=True, stable=True)).cumsum(-1)
+    total = found[..., -1:]
+    # The last sum is the total up to rounding.
+    return ((found < share * total * (1 - 1e-12)).sum(-1) + 1) * (total[..., 0] > 0)
+
+
+def _correlation(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> float:
+    x, y = x - x.mean(), y - y.mean()
+    scale = float(x.norm() * y.norm())
+    return float(x @ y) / scale if scale else float("nan")
+
+
+def _ranks(x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    from scipy.stats import rankdata
+
+    return torch.from_numpy(rankdata(x.numpy()))

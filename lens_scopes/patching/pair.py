@@ -1,0 +1,77 @@
+"""A clean and a corrupted prompt of one length, and the scope that is asked about them."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from lens_scopes.host import Host, encode
+from lens_scopes.host.prompts import Prompt, positions_of
+from lens_scopes.scopes import Semantic
+from lens_scopes.sites import FINAL
+from lens_scopes.state import Scope, cotangents_of
+from lens_scopes.trace import Trace, trace
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two prompts whose activations match position by position."""
+
+    host: Host
+    clean: Int[Tensor, " pos"]
+    corrupted: Int[Tensor, " pos"]
+    position: int
+
+    @classmethod
+    def of(cls, model: Any, clean: Prompt, corrupted: Prompt, position: int) -> "Pair":
+        """Encode both.
+
+        Raises:
+            ValueError: prompts of different length, or more than one position.
+            IndexError: a position outside the prompts.
+
+        """
+        host = Host(model)
+        ids = encode(host, clean), encode(host, corrupted)
+        if len(ids[0]) != len(ids[1]):
+            msg = (
+                f"patching moves activations position by position, but clean has {len(ids[0])} tokens and corrupted "
+                f"{len(ids[1])}; write prompts of one length"
+            )
+            raise ValueError(msg)
+        return cls(host, *ids, one_position(position, len(ids[0])))
+
+    def trace(self, tokens: Int[Tensor, " pos"], names: tuple[str, ...], scope: Scope) -> Trace:
+        """One of the prompts with the sites open, and the site that the scope reads."""
+        inner = getattr(scope, "site", FINAL)
+        extra = [] if inner == FINAL or inner in names else list(self.host.sites([inner]).names)
+        return trace(self.host, tokens[None], [*names, *extra], [self.position])
+
+
+def resolve(scope: Scope, run: Trace) -> Scope:
+    """The same scope with the tokens that it means on this run: those of the clean prompt, also on the corrupted."""
+    if not isinstance(scope, Semantic):
+        return scope
+    notes = cotangents_of(scope, run.state(0, 0)).notes
+    return replace(scope, target=notes["target"], versus=notes.get("versus"))
+
+
+def one_position(position: int, length: int) -> int:
+    """The position to explain, counted from the front.
+
+    Raises:
+        ValueError: a list or "all".
+        IndexError: outside the prompt.
+
+    """
+    if not isinstance(position, int) or isinstance(position, bool):
+        msg = f"patching and ablation explain one position, got {position!r}; call once for each"
+        raise ValueError(msg)  # noqa: TRY004 - a list is legal elsewhere
+    return positions_of(position, length)[0]
+
+
+def changed(clean: Tensor, corrupted: Tensor) -> Tensor:
+    """Places whose activation differs between the runs: patching any other changes nothing. [pos(, head)]."""
+    return torch.ne(clean, corrupted).any(-1)

@@ -1,0 +1,164 @@
+"""The first-order effect of activation patching at every place at once: two forwards, one backward."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lens_scopes.host import token_texts
+from lens_scopes.host.prompts import Prompt
+from lens_scopes.patching.metric import quantity
+from lens_scopes.patching.pair import Pair, resolve
+from lens_scopes.provenance import describe
+from lens_scopes.pullback import Rows, pull_back
+from lens_scopes.scores import Scores
+from lens_scopes.sites import EMBED, FINAL, Sites, depth
+from lens_scopes.state import Cotangents, Scope, cotangents_of
+from lens_scopes.trace import Trace, trace
+
+# Points of the integration path that run together, in tokens.
+_BATCH_TOKENS = 4096
+
+
+def predict(
+    model: Any,
+    clean: Prompt,
+    corrupted: Prompt,
+    scope: Scope,
+    *,
+    position: int = -1,
+    sites: str | list[str] | tuple[str, ...] | None = None,
+    steps: int = 1,
+) -> Scores:
+    """What patching each place from the corrupted towards the clean run should do to what the scope measures.
+
+    ⟨J_{a,t}ᵀv, a_t^clean − a_t^corrupted⟩, J and v from the corrupted run: attribution patching with the scope's
+    metric; positive raises it. A Fisher Scope has no sign and predicts ½ Σ λ_i ⟨J_tᵀu_i, Δa_t⟩², the second-order term
+    of KL(p_corrupted ‖ p_patched). With ``steps`` > 1 the gradient is the mean over midpoints of the straight line
+    between the two prompts' embeddings (integrated gradients, Sundararajan et al. 2017): then the predictions at
+    "embed" sum to the whole difference of the metric between the prompts.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge, in eval mode. It is left as it came.
+        clean: the prompt that activations are taken from.
+        corrupted: the prompt that they are patched into, of the same length.
+        scope: token targets mean what they mean on the clean prompt.
+        position: whose next-token prediction is measured.
+        sites: see ``score``; "z", "q", "k", "v" give an effect per head.
+        steps: points of the integration path; 1 is the gradient at the corrupted run.
+
+    Returns:
+        Scores with axes ("site", "pos"(, "head")), units "signed" ("squared" for Fisher).
+
+    Raises:
+        ValueError: prompts of different length; steps > 1 with Fisher; or see ``score``.
+        IndexError: a position outside the prompts.
+        RuntimeError: see ``score``.
+
+    """
+    pair = Pair.of(model, clean, corrupted, position)
+    wanted = pair.host.sites(sites)
+    if steps < 1:
+        msg = f"steps counts the points of the path, at least 1, got {steps}"
+        raise ValueError(msg)
+    # The ends of the path of integration.
+    opened = wanted.names if steps == 1 or EMBED in wanted.names else (*wanted.names, EMBED)
+    clean_run = pair.trace(pair.clean, opened, scope)
+    scope = resolve(scope, clean_run)
+    run = pair.trace(pair.corrupted, opened, scope)
+    state = run.state(0, 0)
+    made = cotangents_of(scope, state)
+    if not made.squared and len(made.vectors) > 1:
+        msg = f"{len(made.vectors)} cotangents in norm units have no common sign; return one, or squared=True"
+        raise ValueError(msg)
+    if made.squared and steps > 1:
+        msg = f"steps={steps}: {scope!r} predicts a squared form, which no path integral completes; write steps=1"
+        raise ValueError(msg)
+    _refuse_later(pair, wanted, made)
+    delta = [_wide(clean_run.sites[name][0].detach()) - _wide(run.sites[name][0].detach()) for name in wanted.names]
+    meta = describe(run, 0, [made], scope, ())
+    meta |= {
+        "units": "squared" if made.squared else "signed",
+        "along": "tensor",
+        "patching": "predicted",
+        "steps": steps,
+        "clean_token_ids": pair.clean.tolist(),
+        "metric": _metric(scope, run, clean_run) if not made.squared else None,
+    }
+    if steps == 1:
+        rows = _contract(run, [made], delta, wanted)[0]
+    else:
+        ends = clean_run.sites[EMBED].detach(), run.sites[EMBED].detach()
+        del run, clean_run
+        rows = _integrate(pair, scope, wanted, delta, ends, steps)
+    probes = None
+    if made.squared:
+        weights = 1.0 if made.weights is None else made.weights.to(rows).reshape(-1, *[1] * (rows.ndim - 1))
+        rows = rows.square() * weights / 2
+        probes = rows[-made.probes :] if made.probes else None
+    texts = token_texts(pair.host, pair.corrupted.tolist())
+    return Scores(rows.sum(0), *axes(wanted, rows.shape[1:]), texts, meta, probes)
+
+
+def axes(wanted: Sites, shape: torch.Size) -> tuple[tuple[str, ...], dict[str, tuple]]:
+    """Names and labels of ("site", "pos"(, "head"))."""
+    dims = ("site", "pos", "head")[: len(shape)]
+    return dims, {"site": wanted.names, **{dim: tuple(range(n)) for dim, n in zip(dims[1:], shape[1:], strict=True)}}
+
+
+def _contract(run: Trace, made: list[Cotangents], delta: list[Tensor], wanted: Sites) -> Float[Tensor, "batch row ..."]:
+    """⟨J_tᵀv_i, Δa_t⟩ for every prompt of the run, cotangent and place: [batch, row, site, pos(, head)]."""
+    parts = []
+    for _, gradients in pull_back(run, Rows.of([[one] for one in made]), made[0].site):
+        products = [(_wide(gradients[name]) * d).sum(-1) for name, d in zip(wanted.names, delta, strict=True)]
+        parts.append(torch.stack(products, 2).movedim(1, 0).cpu())
+    return torch.cat(parts, 1)
+
+
+def _integrate(
+    pair: Pair, scope: Scope, wanted: Sites, delta: list[Tensor], ends: tuple[Tensor, Tensor], steps: int
+) -> Float[Tensor, "row site pos ..."]:
+    """The mean over midpoints of the line between the embeddings (clean, corrupted); each site keeps its own Δa."""
+    host, (clean, corrupted) = pair.host, ends
+    midpoints = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
+    size = max(1, _BATCH_TOKENS // len(pair.corrupted))
+    inner = getattr(scope, "site", FINAL)
+    names = [*wanted.names, *([] if inner == FINAL or inner in wanted.names else [inner])]
+    total = torch.zeros(())
+    for alphas in tqdm(midpoints.split(size), desc="integrating", leave=False, disable=steps <= size):
+        line = corrupted + alphas.to(clean)[:, None, None] * (clean - corrupted)
+
+        def place(activation: Tensor, hook: object, line: Tensor = line) -> Tensor:  # noqa: ARG001
+            return line.to(activation)
+
+        with host.model.hooks(fwd_hooks=[(EMBED, place)]):
+            run = trace(host, pair.corrupted.expand(len(alphas), -1), names, [pair.position])
+            made = [cotangents_of(scope, run.state(b, 0)) for b in range(len(alphas))]
+            total = total + _contract(run, made, delta, wanted).sum(0)
+    return total / steps
+
+
+def _metric(scope: Scope, corrupted: Trace, clean: Trace) -> dict[str, float]:
+    """What the scope measures on both runs."""
+    value = quantity(scope, corrupted.state(0, 0))
+    site = getattr(scope, "site", FINAL)
+    both = {"corrupted": corrupted, "clean": clean}
+    return {
+        name: float(value(run.output(site)[0].detach().to(run.state(0, 0).y), run.state(0, 0).logits[None])[0])
+        for name, run in both.items()
+    }
+
+
+def _refuse_later(pair: Pair, wanted: Sites, made: Cotangents) -> None:
+    layers = pair.host.n_layers
+    late = [name for name in wanted.names if made.site != FINAL and depth(name, layers) >= depth(made.site, layers)]
+    if late:
+        msg = f"the direction reads {made.site}; patches at or after it do not reach it: {', '.join(late)}"
+        raise ValueError(msg)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Half precision is contracted in float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,145 @@
+"""Figures to save: matplotlib (PNG, SVG, PDF), or plotly where it is installed.
+
+>>> from lens_scopes.plot import plot, series
+>>> plot(scores, "layers").savefig("layers.svg")                       # doctest: +SKIP
+>>> series([0.1, 0.4, 0.2], scores.sel(site="embed"))                  # doctest: +SKIP
+"""
+
+import math
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
+
+from lens_scopes import views
+from lens_scopes.grids import First
+from lens_scopes.scores import Scores
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Backend = Literal["matplotlib", "plotly"]
+_BACKENDS = ("matplotlib", "plotly")
+
+__all__ = ["plot", "scatter", "series"]
+
+
+def plot(result: Any, view: str | None = None, *, backend: Backend = "matplotlib", first: First = "show") -> Any:
+    """Draw a view of a result: a line of tokens, or a heat map with its scale.
+
+    Args:
+        result: Scores or a Flow.
+        view: one of its views; None for the first. A flow's "edges" have no picture here: see ``show``.
+        backend: "matplotlib" or "plotly".
+        first: "show", "hide" or "share": what to do with position 0, which often swallows everything.
+
+    Returns:
+        A ``matplotlib.figure.Figure`` (``savefig`` writes PNG, SVG or PDF), or a ``plotly.graph_objects.Figure``.
+
+    Raises:
+        ValueError: a view that the result does not have, or that is no picture; another backend.
+        TypeError: a result without views.
+        ImportError: the backend is not installed.
+
+    """
+    there = views.views(result)
+    if not there:
+        msg = f"plot draws Scores (with positions) and Flows; a {type(result).__name__} has its own plot() if any"
+        raise TypeError(msg)
+    chosen = views.choose(result, view)
+    if chosen in (None, "edges"):
+        rest = ", ".join(repr(name) for name in there if name != "edges")
+        msg = f"edges have more axes than a picture; show(flow, 'edges') has them, plot draws {rest}"
+        raise ValueError(msg)
+    return _drawing(backend).grids(views.grids(result, chosen, first), views.title(result))
+
+
+def series(
+    values: "Sequence[float] | Tensor", scores: "Scores | Sequence[float] | Tensor", *, backend: Backend = "matplotlib"
+) -> Any:
+    """A time series with the influence of each of its steps on the prediction: the paper's figure.
+
+    Args:
+        values: the numbers that the prompt spells, one per step.
+        scores: their influence, one per step: Scores with the axis "pos" alone (``aggregate`` and ``sel`` get there;
+            picks of steps from a longer prompt as a plain list), or numbers. NaN where there is none.
+        backend: see ``plot``.
+
+    Returns:
+        See ``plot``: the series above, each point in the colour of its influence, the influence as bars below.
+
+    Raises:
+        ValueError: not one score per value, or scores with more axes.
+        ImportError: the backend is not installed.
+
+    """
+    unit, signed = "influence", False
+    if isinstance(scores, Scores):
+        if scores.dims != ("pos",):
+            msg = f"series needs scores with the axis 'pos' alone, got {scores.dims}; pick with sel(site='embed')"
+            raise ValueError(msg)
+        unit, signed = f"influence ({scores.units})", scores.units == "signed"
+        scores = scores.values
+    numbers, weights = _numbers(values), _numbers(scores)
+    if len(numbers) != len(weights) or not numbers:
+        msg = f"series needs one score per value, got {len(numbers)} values and {len(weights)} scores"
+        raise ValueError(msg)
+    signed = signed or any(w < 0 for w in weights)
+    return _drawing(backend).series(numbers, weights, unit, signed)
+
+
+def scatter(
+    predicted: "Sequence[float] | Tensor",
+    measured: "Sequence[float] | Tensor",
+    *,
+    names: Sequence[str] = (),
+    title: str = "",
+    backend: Backend = "matplotlib",
+) -> Any:
+    """Predicted against measured effects, with the line where they are equal.
+
+    Args:
+        predicted: one number per place.
+        measured: the same places; those that are NaN are left out.
+        names: of the places, shown on hover by plotly.
+        title: of the figure.
+        backend: see ``plot``.
+
+    Returns:
+        See ``plot``.
+
+    Raises:
+        ValueError: not as many predicted as measured numbers, or none.
+        ImportError: the backend is not installed.
+
+    """
+    x, y = _numbers(predicted), _numbers(measured)
+    if len(x) != len(y) or (names and len(names) != len(x)):
+        msg = f"scatter needs one measured number per predicted one, got {len(x)} and {len(y)} ({len(names)} names)"
+        raise ValueError(msg)
+    kept = [i for i in range(len(x)) if math.isfinite(x[i]) and math.isfinite(y[i])]
+    if not kept:
+        msg = "nothing to draw: no place has both a predicted and a measured number"
+        raise ValueError(msg)
+    chosen = [names[i] for i in kept] if names else []
+    return _drawing(backend).scatter([x[i] for i in kept], [y[i] for i in kept], chosen, title)
+
+
+def _drawing(backend: str) -> Any:
+    """The module that draws with a backend."""
+    if backend not in _BACKENDS:
+        msg = f"backend is 'matplotlib' or 'plotly', got {backend!r}"
+        raise ValueError(msg)
+    if find_spec(backend) is None:
+        extra = "plot" if backend == "matplotlib" else "plotly"
+        msg = f"{backend} is not installed: pip install 'lens-scopes[{extra}]'"
+        raise ImportError(msg)
+    return import_module(f"lens_scopes.plot.with_{backend}")
+
+
+def _numbers(values: Any) -> list[float]:
+    listed = values.tolist() if hasattr(values, "tolist") else list(values)
+    if any(isinstance(value, list) for value in listed):
+        msg = "one number per place is needed, in one dimension"
+        raise ValueError(msg)
+    return [float(value) for value in listed]

@@ -1,0 +1,175 @@
+"""Drawing with matplotlib: without pyplot, so that no figure is shown twice or stays open."""
+
+import io
+import math
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from lens_scopes import html
+from lens_scopes.circuits import NEGATIVE, POSITIVE
+from lens_scopes.grids import Grid
+
+_LINE = 96  # characters in a line of tokens
+_MOST_TICKS = 70
+_CHARACTER = 0.078  # width of one in inches, at the size used for tokens
+
+
+class Picture(Figure):
+    """A Figure that notebooks show even where pyplot was never imported."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+        return buffer.getvalue()
+
+
+def colours(signed: bool) -> Colormap:
+    """White to blue, or orange through white to blue; grey where there is no number."""
+    low, high, negative = ([c / 255 for c in rgb] for rgb in (html.LOW, html.HIGH, html.NEGATIVE))
+    made = LinearSegmentedColormap.from_list("lens", [negative, low, high] if signed else [low, high])
+    return made.with_extremes(bad=html.MISSING)
+
+
+def grids(tables: Sequence[Grid], title: str) -> Figure:
+    """One under the other, with one scale."""
+    first = tables[0]
+    if first.is_strip:
+        return _strips(tables, title)
+    heights = [1.1 + 0.24 * len(table.rows) for table in tables]
+    width = min(24.0, max(6.0, 2.2 + 0.26 * max(len(table.columns) for table in tables)))
+    figure = Picture(figsize=(width, sum(heights) + 0.9), layout="constrained")
+    drawn = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, table in zip(drawn, tables, strict=True):
+        axes.imshow(table.values, aspect="auto", cmap=colours(table.signed), norm=_norm(table), interpolation="nearest")
+        _ticks(axes, table)
+        axes.set_title(_plain(table.title), fontsize=9, loc="left", parse_math=False)
+    figure.suptitle(_plain(title), fontsize=10, parse_math=False)
+    figure.supxlabel(_note(tables), fontsize=8)
+    bar: Colorbar = figure.colorbar(
+        ScalarMappable(_norm(first), colours(first.signed)), ax=list(drawn), label=first.unit, fraction=0.03, pad=0.01
+    )
+    bar.ax.tick_params(labelsize=8)
+    return figure
+
+
+def series(values: Sequence[float], weights: Sequence[float], unit: str, signed: bool) -> Figure:
+    """The series, and below it the influence of each step."""
+    largest = html.bound([weights])
+    norm = Normalize(-largest if signed else 0, largest)
+    figure = Picture(figsize=(max(6.0, min(16.0, 2 + 0.12 * len(values))), 4), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    steps = range(len(values))
+    above.plot(steps, values, color="#888888", linewidth=1, zorder=1)
+    points = above.scatter(
+        steps, values, c=weights, cmap=colours(signed), norm=norm, edgecolors="#444444", linewidths=0.6, s=36, zorder=2,
+        plotnonfinite=True,
+    )  # fmt: skip
+    above.set_ylabel("value")
+    below.bar(steps, weights, color=[NEGATIVE if w < 0 else POSITIVE for w in weights], width=0.8)
+    below.axhline(0, color="#888888", linewidth=0.8)
+    below.set(ylabel=unit, xlabel="step")
+    figure.colorbar(points, ax=[above, below], label=unit, fraction=0.04, pad=0.01)
+    return figure
+
+
+def scatter(x: Sequence[float], y: Sequence[float], names: Sequence[str], title: str) -> Figure:  # noqa: ARG001
+    """Points, and the line where both are equal."""
+    figure = Picture(figsize=(4.6, 4.4), layout="constrained")
+    axes = figure.subplots()
+    ends = [min(*x, *y), max(*x, *y)]
+    axes.plot(ends, ends, color="#888888", linewidth=1, label="measured = predicted")
+    axes.scatter(x, y, s=16, color=POSITIVE, alpha=0.7, linewidths=0)
+    axes.set(xlabel="predicted effect", ylabel="measured effect")
+    axes.set_title(_plain(title), fontsize=10, parse_math=False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _strips(tables: Sequence[Grid], title: str) -> Figure:
+    """Lines of tokens on their colours, broken like text."""
+    lines = [_broken(table) for table in tables]
+    rows = sum(len(line) + bool(table.title) for line, table in zip(lines, tables, strict=True))
+    width = max(40, *(start + len(text) for broken in lines for line in broken for start, text, _ in line))
+    figure = Picture(figsize=(width * _CHARACTER + 0.3, 0.24 * rows + 1.3), layout="constrained")
+    axes = figure.subplots()
+    norm, shades, y = _norm(tables[0]), colours(tables[0].signed), 0
+    for table, broken in zip(tables, lines, strict=True):
+        if table.title:
+            axes.text(0, y + 0.5, _plain(table.title), fontsize=8, va="center", parse_math=False)
+            y += 1
+        for line in broken:
+            for start, text, value in line:
+                shade = html.MISSING if math.isnan(value) else shades(norm(value))
+                box = {"facecolor": shade, "linewidth": 0}
+                axes.add_patch(_rectangle(start, y, len(text), box))
+                ink = html.colour(value, table.largest)[1]
+                at = start + len(text) / 2
+                axes.text(
+                    at,
+                    y + 0.5,
+                    text,
+                    ha="center",
+                    va="center",
+                    family="monospace",
+                    fontsize=9,
+                    color=ink,
+                    parse_math=False,
+                )
+            y += 1
+    axes.set(xlim=(-0.5, width + 0.5), ylim=(max(1, y), 0))
+    axes.axis("off")
+    axes.set_title(_plain(title), fontsize=10, loc="left", parse_math=False)
+    bar = figure.colorbar(ScalarMappable(norm, shades), ax=axes, location="bottom", fraction=0.1, shrink=0.5, aspect=40)
+    bar.set_label(f"{tables[0].unit}  {_note(tables)}".strip(), fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    return figure
+
+
+def _broken(table: Grid) -> list[list[tuple[int, str, float]]]:
+    """Tokens with their columns and values, line by line."""
+    lines: list[list[tuple[int, str, float]]] = [[]]
+    at = 0
+    for token, value in zip(table.columns, table.values[0], strict=True):
+        text = html.visible(token)
+        if at + len(text) > _LINE and lines[-1]:
+            lines.append([])
+            at = 0
+        lines[-1].append((at, text, value))
+        at += len(text) + 1
+    return lines
+
+
+def _rectangle(x: float, y: float, width: float, style: dict) -> Rectangle:
+    return Rectangle((x - 0.35, y + 0.06), width + 0.7, 0.88, **style)
+
+
+def _ticks(axes: Axes, table: Grid) -> None:
+    every = max(1, math.ceil(len(table.columns) / _MOST_TICKS))
+    at = range(0, len(table.columns), every)
+    names = [
+        html.visible(table.columns[i], 14) + (f" {table.positions[i]}" if every > 1 and table.positions else "")
+        for i in at
+    ]
+    axes.set_xticks(list(at), names, rotation=90, fontsize=8, family="monospace", parse_math=False)
+    axes.set_yticks(range(len(table.rows)), [_plain(row) for row in table.rows], fontsize=8, parse_math=False)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _norm(table: Grid) -> Normalize:
+    return Normalize(-table.largest if table.signed else 0.0, table.largest, clip=True)
+
+
+def _note(tables: Sequence[Grid]) -> str:
+    return "; ".join(dict.fromkeys(filter(None, (table.note for table in tables))))
+
+
+def _plain(text: str) -> str:
+    return html.visible(text, 200) if text else ""

@@ -1,0 +1,86 @@
+"""The front door to pictures: a result as an interactive view with its static one under it."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lens_scopes import circuits, html, results, views
+from lens_scopes.grids import First
+
+_MOST_HEIGHT = 760
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A view, ready for a notebook cell or a file."""
+
+    title: str
+    view: str | None
+    document: str | None
+    """The interactive view as a page of its own; None where there is only a static one."""
+    static: str
+    height: int
+    note: str = ""
+
+    def _repr_html_(self) -> str:
+        """The interactive view in a sandboxed frame, and the static view, which untrusted notebooks show too."""
+        if self.document is None:
+            return self.static + (html.remark(self.note) if self.note else "")
+        frame = re.sub('[&"]', lambda found: {"&": "&amp;", '"': "&quot;"}[found.group()], self.document)
+        return (
+            f'<iframe sandbox="allow-scripts" srcdoc="{frame}" title="{html.token(self.title, 200)}" '
+            f'style="width:100%;height:{self.height}px;border:0;background:#fff;color-scheme:light"></iframe>'
+            '<details><summary style="cursor:pointer">Static view (works without script)</summary>'
+            f"{self.static}</details>"
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write a page of its own that loads nothing: both views, one below the other.
+
+        Raises:
+            FileNotFoundError: the directory is not there.
+
+        """
+        text = html.page(self.title, self.static) if self.document is None else self._whole(self.document)
+        return results.write(path, text.encode())
+
+    def _whole(self, document: str) -> str:
+        return document.replace("<!--static-->", f"<details><summary>Static view</summary>{self.static}</details>", 1)
+
+    def __repr__(self) -> str:
+        """One line."""
+        what = "static" if self.document is None else "interactive"
+        return f"Shown({self.title}; view {self.view!r}, {what}; save(path) writes it as a page)"
+
+
+def show(result: Any, view: str | None = None, *, first: First = "show") -> Shown:
+    """A result as an interactive view (circuitsvis, inlined: no network) with a static one under it.
+
+    Args:
+        result: Scores ("layers", "heads" or "targets" by their axes, and "tokens"), a Flow ("heads", "stream", "edges",
+            "tokens"), or another result, which has one static view.
+        view: one of these; None for the first.
+        first: "show", "hide" or "share": what to do with position 0, which often swallows everything.
+
+    Returns:
+        What a notebook displays; ``save(path)`` writes it as a page of its own.
+
+    Raises:
+        ValueError: a view that the result does not have.
+        TypeError: not a result.
+
+    """
+    view = views.choose(result, view)
+    static = views.static(result, view, first)
+    figures, note = views.figures(result, view, first)
+    if not figures:
+        return Shown(views.title(result), view, None, static, 0, note)
+    named = {f"figure-{i}": figure for i, figure in enumerate(figures)}
+    parts = "".join(circuits.figure_html(figure, name) for name, figure in named.items())
+    heading = f'<div style="font-weight:600">{html.token(views.title(result), 300)}</div>'
+    beside = html.predictions(result.meta)
+    body = f"{heading}{beside}{html.remark(note) if note else ''}{parts}<!--static-->"
+    document = circuits.page(views.title(result), body, named)
+    height = min(_MOST_HEIGHT, 110 + sum(figure.height + 40 for figure in figures))
+    return Shown(views.title(result), view, document, static, height, note)

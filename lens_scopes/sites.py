@@ -1,0 +1,95 @@
+"""Names of places in the residual stream, and of the places beside it that heads read and write.
+
+A *site* is a TransformerLens hook name: ``"hook_embed"``, ``"blocks.3.hook_resid_post"``. This file turns what users
+write (a shorthand for all layers, or hook names) into hook names in the order asked; which of them a given model has
+is the host's business.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+#: Shorthands whose sites are tensors [pos, d_model].
+STREAM = {
+    "resid_pre": "blocks.{}.hook_resid_pre",
+    "resid_mid": "blocks.{}.hook_resid_mid",
+    "resid_post": "blocks.{}.hook_resid_post",
+    "attn_out": "blocks.{}.hook_attn_out",
+    "mlp_out": "blocks.{}.hook_mlp_out",
+}
+#: Shorthands whose sites are tensors [pos, head, d_head] (k and v: one head per key/value head).
+HEADS = {kind: "blocks.{}.attn.hook_" + kind for kind in "zqkv"}
+
+EMBED = "hook_embed"
+FINAL = "final"  # not a hook: y, the input of the unembedding (DESIGN: after the final norm, its weight and bias)
+
+_LAYER = re.compile(r"blocks\.(\d+)\.")
+# Where a site stands inside its block, in the order of the forward pass.
+_ORDER = ("resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "mlp_out", "resid_post")
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Hook names in the order asked, and whether they carry a head axis."""
+
+    names: tuple[str, ...]
+    per_head: bool
+
+
+def resolve(sites: str | Sequence[str] | None, n_layers: int) -> Sites:
+    """What the user asked for, as hook names.
+
+    ``None`` is the input and every layer: ``hook_embed`` and ``hook_resid_post`` of each block, n_layers + 1 names.
+
+    Raises:
+        TypeError: neither None, a string nor a sequence of strings.
+        ValueError: nothing asked for, the same site twice, or sites with and without a head axis in one call.
+    """
+    if sites is None:
+        return Sites((EMBED, *(STREAM["resid_post"].format(layer) for layer in range(n_layers))), per_head=False)
+    asked = list(sites) if isinstance(sites, Sequence) and not isinstance(sites, str) else [sites]
+    if not all(isinstance(name, str) for name in asked):
+        msg = f"sites must be hook names or shorthands, got {asked!r}; write e.g. sites='resid_post'"
+        raise TypeError(msg)
+    names = [name for entry in asked for name in _expand(entry, n_layers)]
+    if not names:
+        msg = "sites is empty; leave it out (None) for the embedding and every hook_resid_post"
+        raise ValueError(msg)
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        msg = f"asked for the same site twice: {twice}; name each once"
+        raise ValueError(msg)
+    with_head = [has_heads(name) for name in names]
+    if any(with_head) and not all(with_head):
+        msg = f"sites with a head axis (z, q, k, v) and without it do not fit one result: {names}; make two calls"
+        raise ValueError(msg)
+    return Sites(tuple(names), per_head=any(with_head))
+
+
+def has_heads(name: str) -> bool:
+    """Whether a site is [pos, head, d_head] instead of [pos, d_model]."""
+    return any(name.endswith(f".attn.hook_{kind}") for kind in HEADS)
+
+
+def layer_of(name: str) -> int | None:
+    """The block that a site belongs to; None for the embedding and the final state."""
+    found = _LAYER.match(name)
+    return int(found.group(1)) if found else None
+
+
+def depth(name: str, n_layers: int) -> tuple[int, int]:
+    """A sort key: sites in the order in which the forward pass reaches them."""
+    if name == FINAL:
+        return (n_layers, 0)
+    layer = layer_of(name)
+    if layer is None:
+        return (-1, 0 if name == EMBED else 1)
+    kind = name.rsplit("hook_", 1)[-1]
+    return (layer, _ORDER.index(kind) if kind in _ORDER else len(_ORDER))
+
+
+def _expand(entry: str, n_layers: int) -> list[str]:
+    if entry == "embed":
+        return [EMBED]
+    pattern = STREAM.get(entry) or HEADS.get(entry)
+    return [pattern.format(layer) for layer in range(n_layers)] if pattern else [entry]

@@ -1,0 +1,139 @@
+"""The two values that meet in a scope: the state at the end of the model, and the cotangents a scope makes of it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_scopes.sites import FINAL
+
+# Rows of the unembedding that are held in float32 at one time (32 MB at d_model 2048).
+_ROWS = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class FinalState:
+    """The end of the model at one position of one prompt: everything that a scope may look at.
+
+    y is the input of the unembedding (after the final norm, its weight and bias); z = U(y) are the model's real
+    logits, soft-cap and logit scale included. Every scope is written with W̃ = ∂z/∂y [vocab, d_model], which is the
+    unembedding matrix where logits are linear in y and diag(slope) times it under a soft-cap.
+    """
+
+    y: Float[Tensor, " d_model"]
+    logits: Float[Tensor, " vocab"]
+    weight: Float[Tensor, "vocab d_model"]
+    """The unembedding matrix W_U, transposed, in the model's dtype."""
+    slope: Float[Tensor, " vocab"] | None
+    """∂z/∂(raw logits), element by element; None where it is 1 everywhere."""
+    tokens: tuple[int, ...]
+    position: int
+    index: int
+    """Which of the requested positions this is (0 where only one was asked for)."""
+    count: int
+    """How many positions were requested."""
+    constant_norm: bool
+    """Whether the final norm makes ‖y‖ a constant (its weight is folded into the unembedding, or untrained)."""
+    norm_has_bias: bool
+    """Whether the final norm is a LayerNorm, which has a bias to be folded as well."""
+    token_id: Callable[[str | int], int]
+    norm_jacobian: Callable[[], Float[Tensor, "d_model d_model"]]
+    """∂y/∂x, x the last residual stream at this position: [d_model of y, d_model of x]."""
+
+    @cached_property
+    def probs(self) -> Float[Tensor, " vocab"]:
+        """softmax(z), in float64."""
+        return torch.softmax(self.logits.double(), dim=-1)
+
+    @property
+    def unembed(self) -> Float[Tensor, "vocab d_model"]:
+        """W̃ = ∂z/∂y in full. ``rows`` and ``pull`` give parts of it without the memory."""
+        return self.rows(slice(None))
+
+    def rows(self, which: slice | int | Tensor | list[int]) -> Float[Tensor, "*rows d_model"]:
+        """Rows of W̃: ∂(logit)/∂y of the given tokens."""
+        rows = self.weight[which].to(self.y.dtype)
+        return rows if self.slope is None else rows * self.slope[which][..., None]
+
+    def chunks(self) -> Iterator[tuple[slice, Float[Tensor, "rows d_model"]]]:
+        """W̃ in runs of rows, each with the tokens it belongs to."""
+        for start in range(0, len(self.logits), _ROWS):
+            which = slice(start, start + _ROWS)
+            yield which, self.rows(which)
+
+    def pull(self, at_logits: Float[Tensor, "*k vocab"]) -> Float[Tensor, "*k d_model"]:
+        """A cotangent at the logits pulled back to y: W̃ᵀc."""
+        scaled = at_logits if self.slope is None else at_logits * self.slope
+        out = scaled.new_zeros((*at_logits.shape[:-1], len(self.y)), dtype=self.y.dtype)
+        for start in range(0, len(self.logits), _ROWS):
+            which = slice(start, start + _ROWS)
+            out += scaled[..., which].to(self.y.dtype) @ self.weight[which].to(self.y.dtype)
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class Cotangents:
+    """Vectors at y (or at an inner site) to be pulled back together, and how their lengths become a score.
+
+    With g_i = J_tᵀv_i the score of token t is Σ_i w_i‖g_i‖² if ``squared``, else its square root: one vector of weight
+    1 gives the norm ‖J_tᵀv‖, a Fisher Scope the squared form Σ_i λ_i‖J_tᵀu_i‖².
+    """
+
+    vectors: Float[Tensor, "k d_model"]
+    weights: Float[Tensor, " k"] | None = None
+    squared: bool = False
+    probes: int = 0
+    """How many of the last vectors are random probes: their scatter gives the standard error (needs ``squared``)."""
+    site: str = FINAL
+    """Where the vectors live: "final" for y, else the hook name of a residual-stream site."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """JSON-like facts for the result's ``meta``: target, coverage, ..."""
+
+    def __post_init__(self) -> None:
+        """Check the shapes against each other."""
+        if self.vectors.ndim != 2:
+            msg = f"Cotangents need vectors [k, d_model], got shape {tuple(self.vectors.shape)}"
+            raise ValueError(msg)
+        if self.weights is not None and self.weights.shape != self.vectors.shape[:1]:
+            msg = f"Cotangents got {len(self.vectors)} vectors but weights of shape {tuple(self.weights.shape)}"
+            raise ValueError(msg)
+        if self.probes and not self.squared:
+            msg = "random probes estimate a sum of squares: Cotangents(..., probes=m) needs squared=True"
+            raise ValueError(msg)
+
+
+#: A scope is a recipe: final state -> cotangents. A plain function or lambda is a legal scope.
+Scope = Callable[[FinalState], "Cotangents | Tensor"]
+
+
+def cotangents_of(scope: Scope, state: FinalState) -> Cotangents:
+    """Call a scope and bring what it returns into one form.
+
+    Raises:
+        TypeError: the scope is not callable, or returns something else than a tensor or Cotangents.
+        ValueError: the vectors do not have shape [d_model] or [k, d_model], or contain NaN or infinity.
+    """
+    if not callable(scope):
+        msg = f"a scope is a function of the final state, got {scope!r}; write e.g. ls.Semantic(), not the string"
+        raise TypeError(msg)
+    made = scope(state)
+    if isinstance(made, Tensor):
+        if made.ndim not in (1, 2):
+            msg = f"{scope!r} returned shape {tuple(made.shape)}; a scope returns [d_model] or [k, d_model]"
+            raise ValueError(msg)
+        made = Cotangents(made.detach().reshape(-1, made.shape[-1]))
+    if not isinstance(made, Cotangents):
+        msg = f"{scope!r} returned {type(made).__name__}; a scope returns a tensor or ls.Cotangents"
+        raise TypeError(msg)
+    if made.vectors.shape[1] != len(state.y):
+        length = made.vectors.shape[1]
+        msg = f"{scope!r} returned vectors of length {length}; the final state has d_model = {len(state.y)}"
+        raise ValueError(msg)
+    if not made.vectors.isfinite().all():
+        msg = f"{scope!r} returned a cotangent with NaN or infinity (final state: {state.y.dtype})"
+        raise ValueError(msg)
+    return made

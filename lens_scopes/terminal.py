@@ -1,0 +1,113 @@
+"""What the commands share: their common options, how they speak and how they fail.
+
+What the user asked for goes to stdout, everything else (errors, what other libraries say while loading) to stderr. An
+error is one line and exit code 2.
+"""
+
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from enum import Enum
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+import lens_scopes as ls
+
+#: What the package raises for a user's mistake, and what reading and writing files raises.
+_ERRORS = (ValueError, TypeError, IndexError, KeyError, RuntimeError, OSError)
+
+
+class ScopeName(str, Enum):
+    """The scopes that can be written on a command line."""
+
+    semantic = "semantic"
+    fisher = "fisher"
+    temperature = "temperature"
+
+
+class Backend(str, Enum):
+    """The host classes, and the choice between them."""
+
+    auto = "auto"
+    bridge = "bridge"
+    hooked = "hooked"
+
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="A name on the hub or a Hugging Face directory. (default: the demo model)"),
+]
+WhichBackend = Annotated[
+    Backend, typer.Option(help="The host: HookedTransformer, TransformerBridge, or what there is.")
+]
+
+
+def scope_of(name: ScopeName, target: str | None, versus: str | None, passes: str | None, rank: int | None) -> Any:
+    """The scope that the options describe."""
+    given = {"--target": target, "--versus": versus, "--passes": passes, "--rank": rank}
+    takes = {ScopeName.semantic: ("--target", "--versus"), ScopeName.fisher: ("--passes", "--rank")}.get(name, ())
+    wrong = [option for option, value in given.items() if value is not None and option not in takes]
+    if wrong:
+        msg = f"--scope {name.value} takes {' and '.join(takes) or 'no further options'}, not {', '.join(wrong)}"
+        raise ValueError(msg)
+    if name is ScopeName.semantic:
+        return ls.Semantic(token(target), token(versus))
+    if name is ScopeName.temperature:
+        return ls.Temperature()
+    if passes is not None and rank is not None:
+        msg = "--passes and --rank are two ways to spend a budget: give one of them"
+        raise ValueError(msg)
+    if passes == "exact":
+        return ls.Fisher(None)
+    return ls.Fisher(rank=rank) if rank is not None else ls.Fisher(integer(passes or "16", "--passes"))
+
+
+def token(text: str | None) -> str | int | None:
+    """#42 is the token with id 42, as tokens are written where there is no tokenizer."""
+    return int(text[1:]) if text is not None and text.startswith("#") and text[1:].isdigit() else text
+
+
+def integer(text: str, option: str) -> int:
+    """A number out of an option."""
+    try:
+        return int(text)
+    except ValueError:
+        msg = f"{option} got {text!r}, which is not a number; see lens-scopes score --help"
+        raise ValueError(msg) from None
+
+
+def say(*parts: Any) -> None:
+    """Print to stdout: text as it is, tables to the width of the terminal."""
+    console = Console(soft_wrap=False, highlight=False)
+    # Without a terminal there is no width to fit: a log or a pipe gets whole lines.
+    if not console.is_terminal:
+        console.width = 120
+    for part in parts:
+        console.print(part, markup=False, soft_wrap=isinstance(part, str))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Other libraries say on stderr what they say on stdout, and their deprecations are not the user's."""
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """A user's mistake is one line on stderr and exit code 2."""
+    try:
+        yield
+    except _ERRORS as error:
+        if os.environ.get("LENS_SCOPES_TRACEBACK"):
+            raise
+        # A KeyError prints its text as a Python string.
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        typer.echo(f"lens-scopes: {' '.join(text.split()) or type(error).__name__}", err=True)
+        raise typer.Exit(2) from None

@@ -1,0 +1,82 @@
+"""Results to look at, made without a model: random numbers that add up, and tokens that mean harm."""
+
+import torch
+
+import lens_scopes as ls
+
+#: Each sets window.harmed, or hides something, if it is anything but text.
+HOSTILE = (
+    "<script>window.harmed=1</script>",
+    "</script><script>window.harmed=2</script>",
+    '<img/src="x"/onerror="window.harmed=3">',
+    "<img src=x onerror=window.harmed=4>",
+    "<s>",
+    "</s>",
+    "<start_of_turn>",
+    "&lt;b&gt;",
+    "\"'`\\",
+    "\n",
+    "",
+    "  ",
+    "🙂",
+    "שלום",
+    "مرحبا",
+    "漢字",
+    "\u202egnp.exe",
+    "\u2028",
+    "$x_1$",
+    "x" * 60,
+)
+
+
+def scores(tokens, units="norm", sites=3, seed=0, values=None):
+    generator = torch.Generator().manual_seed(seed)
+    names = ("hook_embed", *(f"blocks.{layer}.hook_resid_post" for layer in range(sites - 1)))
+    if values is None:
+        values = torch.randn(sites, len(tokens), generator=generator)
+        values = values if units == "signed" else values.abs()
+    coords = {"site": names, "pos": tuple(range(len(tokens)))}
+    return ls.Scores(values, ("site", "pos"), coords, tuple(tokens), meta(tokens, units))
+
+
+def flow(tokens, layers=2, heads=3, together=False, edges=True, seed=0):
+    """Random, but for what the views rely on: rows of the stream sum to the total, edges are causal."""
+    generator = torch.Generator().manual_seed(seed)
+    n = len(tokens)
+    rows = 1 if together else n
+    total = torch.rand(rows, generator=generator) + 0.1
+    stream = torch.rand(rows, layers + 1, n, generator=generator)
+    stream = stream / stream.sum(-1, keepdim=True) * total[:, None, None]
+    maps = torch.randn(2, layers, heads, n, n, generator=generator).tril() if edges else None
+    return ls.Flow(
+        total=total,
+        heads=torch.randn(rows, layers, heads, generator=generator),
+        mlps=torch.randn(rows, layers, generator=generator),
+        stream=stream,
+        composition=None,
+        edges=maps,
+        residual=1e-7,
+        tokens=tuple(tokens),
+        sources=tuple(range(n)),
+        meta=meta(tokens, "norm") | {"together": together, "method": "jvp", "position": n - 1},
+    )
+
+
+def meta(tokens, units):
+    last = len(tokens) - 1
+    return {
+        "units": units,
+        "scope": "Semantic('<b>')",
+        "model": "<i>model</i>",
+        "host": "HookedTransformer",
+        "dtype": "float32",
+        "position": last,
+        "positions": [last],
+        "targets": [{"target": {"id": 1, "text": " <b>"}, "versus": {"id": 2, "text": "y"}}],
+        "predictions": [[{"id": 1, "text": "<script>x</script>", "p": 0.5}, {"id": 2, "text": "y", "p": 0.25}]],
+        "token_ids": list(range(len(tokens))),
+        "folded": False,
+        "centred": True,
+        "freeze": [],
+        "versions": {"lens-scopes": "0", "torch": "2"},
+    }

@@ -1,0 +1,274 @@
+"""The pages in a real browser: views render, numbers are the tensors', nothing is fetched, hostile tokens stay text."""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import lens_scopes as ls
+from lens_scopes import circuits
+from shown import HOSTILE, flow, scores
+
+WORDS = ("<s>", " the", " cat", " sat", ".", " on", " a", " mat")
+CHROMIUM = os.environ.get("LENS_SCOPES_CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not Path(CHROMIUM).is_file():
+        pytest.skip(f"no Chromium at {CHROMIUM}; set LENS_SCOPES_CHROMIUM")
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield running
+        running.close()
+
+
+@pytest.fixture(params=["light", "dark"])
+def visit(browser, tmp_path, request):
+    """Opens a page and, at the end, asserts that it fetched nothing and complained of nothing."""
+    context = browser.new_context(viewport={"width": 1000, "height": 900}, color_scheme=request.param)
+    asked, said = [], []
+
+    def route(one):
+        if one.request.url.startswith("file://") and one.request.is_navigation_request():
+            one.continue_()
+        else:
+            asked.append(one.request.url)
+            one.abort()
+
+    context.route("**/*", route)
+
+    def go(text):
+        path = tmp_path / "page.html"
+        path.write_text(text, encoding="utf-8")
+        page = context.new_page()
+        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: said.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: said.append(f"dialog: {dialog.message}"))
+        page.goto(path.as_uri())
+        return page
+
+    yield go
+    for page in context.pages:
+        page.wait_for_timeout(50)
+        for frame in page.frames:
+            assert frame.evaluate("window.harmed") is None
+    context.close()
+    assert asked == []
+    # Software rendering warns of its own slowness; everything else is ours.
+    assert [line for line in said if "GL Driver Message" not in line and "WebGL" not in line] == []
+
+
+def settled(page):
+    # Not wait_for_function: it evaluates a string inside the page, which the page's policy forbids.
+    for _ in range(100):
+        page.wait_for_timeout(100)
+        if page.evaluate("[...document.querySelectorAll('.circuits > div')].every(e => e.childElementCount > 0)"):
+            page.wait_for_timeout(200)
+            return page
+    raise AssertionError("a figure was not drawn in ten seconds")
+
+
+def colours(page):
+    """The background of each coloured token."""
+    script = "[...document.querySelectorAll('.colored-tokens span span, .circuits span[style] span')]"
+    return page.evaluate(script + ".map(e => getComputedStyle(e).backgroundColor)")
+
+
+def test_tokens_and_what_they_say_on_hover(visit):
+    result = scores(WORDS, "signed")
+    page = settled(visit(result.show("tokens").document))
+    spans = page.locator(".colored-tokens > span > span")
+    assert spans.all_inner_texts() == [token.replace(" ", "\xa0") for token in _joined(WORDS)]
+    expected = result.sel(site="embed").values
+    for i in range(len(WORDS)):
+        spans.nth(i).hover()
+        tip = page.locator(".colored-tokens > div").inner_text()
+        assert float(tip.split("\n")[-1]) == pytest.approx(float(expected[i]), rel=1e-5)
+    shades = spans.evaluate_all("all => all.map(e => getComputedStyle(e).backgroundColor)")
+    for value, shade in zip(expected.tolist(), shades, strict=True):
+        red, _, blue = map(float, re.findall(r"\d+", shade))
+        assert (red > blue) == (value < 0), f"{value} is {shade}"
+
+
+def test_layers_switch_and_carry_the_numbers(visit):
+    result = scores(WORDS, sites=3)
+    page = settled(visit(result.show("layers").document))
+    page.get_by_text("1 resid_post [").click()
+    page.mouse.move(5, 5)
+    page.get_by_text("cat", exact=False).last.hover()
+    rows = page.locator("table tbody tr").all_inner_texts()
+    found = dict(re.match(r"(.*) \[(.*)\]\t(.*)", row).group(1, 3) for row in rows[:3])
+    ends = [float(re.match(r".* \[(.*)\]", row)[1]) for row in rows[:3]]
+    for (name, text), end, line in zip(found.items(), ends, result.values, strict=True):
+        assert float(text) * end == pytest.approx(float(line[2]), rel=6e-3), name
+
+
+@pytest.mark.parametrize("units", ["norm", "signed"])
+def test_a_layer_has_its_own_colours(visit, units):
+    result = scores(WORDS, units, sites=3)
+    page = settled(visit(result.show("layers").document))
+    page.get_by_text("0 resid_post [").click()
+    strongest = int(result.values[1].abs().argmax())
+    tokens = page.locator(".circuits span > span[style*='inline-block']")
+    shades = tokens.evaluate_all("all => all.map(e => getComputedStyle(e).backgroundColor)")
+    expected = "rgb(8, 69, 148)" if result.values[1, strongest] > 0 else "rgb(179, 88, 6)"
+    assert shades[strongest] == expected
+
+
+def test_edges_draw_their_maps(visit):
+    travel = flow(WORDS)
+    page = settled(visit(travel.show("edges").document))
+    page.wait_for_timeout(500)
+    names = page.locator("h4").all_inner_texts()
+    assert len(names) == 12
+    assert page.locator("canvas").count() == 13
+    assert page.get_by_text("Head Selector").count() == 1
+    # The strongest edge of the zoomed map has the full colour of its sign.
+    layer, head, kind = re.fullmatch(r"(\d+)\.(\d+) (value|pattern)", names[0]).groups()
+    edges = travel.edges[["value", "pattern"].index(kind), int(layer), int(head)]
+    points = page.locator("canvas").last.evaluate(
+        """c => { const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; const seen = {};
+        for (let i = 0; i < d.length; i += 4) { const k = [d[i], d[i+1], d[i+2]].join(); seen[k] = (seen[k] || 0) + 1; }
+        return Object.entries(seen).filter(([, n]) => n > 500).map(([k]) => k.split(',').map(Number)); }"""
+    )
+    signs = {(red > blue) for red, _, blue in points if abs(red - blue) > 30}
+    assert signs == {bool(s) for s in set((edges[edges.abs() > 0.5] < 0).tolist())}
+
+
+@pytest.mark.parametrize("view", ["tokens", "layers"])
+def test_hostile_tokens_are_text(visit, view):
+    page = settled(visit(scores(HOSTILE).show(view).document))
+    spans = page.locator(".circuits span > span[style*='inline-block']")
+    shown = [text.replace("\u2060", "").replace("\xa0", " ") for text in spans.all_inner_texts()]
+    assert shown == [circuits.html.visible(token) for token in HOSTILE]
+    for i in range(len(HOSTILE)):
+        spans.nth(i).hover()
+    assert page.locator("img").count() == 0
+    boxes = spans.evaluate_all("all => all.map(e => e.getBoundingClientRect().width)")
+    assert min(boxes) > 2
+
+
+def test_hostile_tokens_in_edges_and_reports(visit):
+    settled(visit(flow(HOSTILE, heads=1, layers=1).show("edges").document)).wait_for_timeout(300)
+    from lens_scopes.report import page as written
+
+    page = visit(written([scores(HOSTILE), flow(HOSTILE, heads=1, layers=1)]))
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    settled(page)
+    assert page.locator("img").count() == 0
+    buttons = page.locator(".lens-tokens button")
+    assert buttons.all_text_contents() == [circuits.html.visible(token) for token in HOSTILE]
+    for i in range(0, len(HOSTILE), 5):
+        buttons.nth(i).click()
+
+
+def test_the_notebook_frame_renders_beside_its_static_view(visit):
+    page = visit(f"<!doctype html><body>{scores(WORDS).show('layers')._repr_html_()}</body>")
+    frame = page.frames[1]
+    frame.wait_for_selector(".circuits span > span[style*='inline-block']")
+    assert page.locator("details td").count() == 24
+    assert page.evaluate("document.querySelector('iframe').contentDocument") is None  # sandboxed: another origin
+
+
+def test_static_views_say_the_tensors_numbers(visit):
+    result = scores(WORDS, "signed")
+    page = visit(circuits.html.page("x", result._repr_html_()))
+    titles = page.locator("td[title]").evaluate_all("all => all.map(e => e.title)")
+    found = torch.tensor([float(title.rsplit(": ", 1)[1]) for title in titles])
+    torch.testing.assert_close(found, result.values.flatten(), rtol=6e-3, atol=0)
+
+
+def test_the_explorer_answers(visit):
+    from lens_scopes.report import page as written
+
+    travel = flow(WORDS)
+    page = visit(written(travel))
+    for i in (0, 3, 7):
+        page.locator(".lens-tokens button").nth(i).click()
+        assert page.locator("button[aria-pressed=true]").text_content() == WORDS[i]
+        for table, expected in zip(
+            page.locator(".lens-map").all(),
+            (torch.cat([travel.heads, travel.mlps[..., None]], -1)[i], travel.stream[i]),
+            strict=True,
+        ):
+            titles = table.locator("td").evaluate_all("all => all.map(e => e.title)")
+            pairs = [re.search(r": ([^:]*), ([^:]*) %$", title).groups() for title in titles]
+            found = torch.tensor([float(value) for value, _ in pairs])
+            torch.testing.assert_close(found, expected.flatten(), rtol=6e-3, atol=1e-6)
+            shares = torch.tensor([float(share) for _, share in pairs])
+            torch.testing.assert_close(shares / 100 * travel.total[i], expected.flatten(), rtol=6e-3, atol=1e-6)
+        assert f"position {i}" in page.locator(".lens-said").inner_text()
+    page.keyboard.press("ArrowLeft")
+    assert page.locator("button[aria-pressed=true]").text_content() == WORDS[6]
+
+
+def test_without_script_the_numbers_are_there(browser, tmp_path):
+    path = ls.report([scores(WORDS), flow(WORDS)], tmp_path / "r.html")
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(path.as_uri())
+    for text in ("the cat sat", "share of the total through each head", "strongest edges", "needs JavaScript"):
+        assert text in page.locator("body").inner_text()
+    assert page.locator("td[title]").count() == 24 + 2 * 4 + 3 * 8
+    context.close()
+
+
+def test_a_large_report_opens_quickly(browser, tmp_path):
+    words = [f" word{i}" for i in range(64)]
+    path = ls.report([scores(words, sites=13), flow(words, layers=12, heads=12)], tmp_path / "r.html")
+    times = []
+    for _ in range(2):
+        page = browser.new_page()
+        start = time.perf_counter()
+        page.goto(path.as_uri())
+        page.wait_for_selector("button[aria-pressed=true]")
+        times.append(time.perf_counter() - start)
+        page.close()
+    assert min(times) < 2, times
+
+
+def test_every_view_can_be_seen_on_light_and_dark(visit):
+    """Text on the page's own background is readable: its colour is far from what is behind it."""
+    from lens_scopes.report import page as written
+
+    page = visit(written([scores(WORDS), flow(WORDS)]))
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    settled(page)
+    pairs = page.evaluate(
+        """() => [...document.querySelectorAll('h1, h2, p, th, summary, .note, .circuits h3, .circuits div')].map(e => {
+        let b = e; while (b && getComputedStyle(b).backgroundColor === 'rgba(0, 0, 0, 0)') b = b.parentElement;
+        const dark = matchMedia('(prefers-color-scheme: dark)').matches;
+        return [getComputedStyle(e).color, b ? getComputedStyle(b).backgroundColor : dark ? 'rgb(18,18,18)' : 'rgb(255,255,255)'];})"""
+    )
+    for ink, ground in {(ink, ground) for ink, ground in pairs}:
+        one, two = ([float(c) for c in re.findall(r"[\d.]+", text)[:3]] for text in (ink, ground))
+        assert abs(sum(one) - sum(two)) > 250, (ink, ground)
+
+
+def _joined(tokens):
+    return [token.replace("<", "<\u2060") for token in tokens]
+
+
+def test_the_data_blocks_are_json(visit):
+    page = settled(visit(scores(HOSTILE).show("tokens").document))
+    text = page.locator("#lens-figures").text_content()
+    assert len(json.loads(text)) == 1
+    assert list(itertools.chain(colours(page)))

@@ -1,0 +1,315 @@
+"""Faithfulness: the authors' protocol to the digit, ablations against the bare model, statistics against their formulas."""
+
+import functools
+import itertools
+import math
+
+import pytest
+import scipy.stats
+import torch
+
+import lens_scopes as ls
+import oracles
+import tiny
+from lens_scopes import evaluate
+from lens_scopes.evaluate import statistics
+from lens_scopes.evaluate.ablation import Ablation
+from lens_scopes.evaluate.protocol import ask
+from report import assert_close
+
+PROMPTS = [tiny.tokens(9, seed=n) for n in range(4)]
+#: The authors' names for scores, and ours.
+PAPER = {
+    "semantic": "semantic",
+    "temperature": "temperature",
+    "fisher_low_rank_1": "fisher_low_rank_1",
+    "fisher_full": "fisher",
+    "gradient_x_input_nll": "gradient_x_input_norm",
+    "ig_nll_5": "integrated_gradients_norm",
+}
+SHORT = {("stories", n) for n in range(8)} | {("lambada", n) for n in (2, 8, 12, 15)}
+GOLDEN = [
+    pytest.param(group, n, id=f"{group}{n}", marks=[] if (group, n) in SHORT else [pytest.mark.slow])
+    for group, size in (("stories", 8), ("lambada", 24))
+    for n in range(size)
+]
+
+
+@functools.cache
+def stories(path):
+    return ls.load(path, backend=tiny.BACKENDS[-1])
+
+
+def model(architecture="gpt2"):
+    return tiny.host(architecture, tiny.BACKENDS[0])
+
+
+@pytest.mark.host
+@pytest.mark.parametrize(("group", "n"), GOLDEN)
+def test_the_authors_numbers(group, n, golden, stories260k, record_property):
+    """Every score of a baseline, every ablation drop and every leave-one-out effect of the reference file."""
+    entry = golden[group][n]
+    (question,) = ask(stories(stories260k), [entry["tokens"]], "paper")
+    assert (question.position, question.target, question.watched) == (
+        entry["position"],
+        entry["target"],
+        entry["argmax"],
+    )
+    for theirs, ours in PAPER.items():
+        found = evaluate.attribute(question, ours)
+        expected = torch.tensor(entry["scores"][theirs], dtype=torch.float64)
+        assert_close(found[: len(expected)], expected, 1e-4, ours)
+        drops = list(entry["aopc_delta_logprob"][theirs].values())
+        curve = evaluate.ablation_curve(question.model, [question.ids], [ranking(found, expected)], protocol="paper")
+        error = (curve.deltas[0] - torch.tensor(drops)).abs().max()
+        record_property(f"aopc error {ours}", float(error))
+        assert error < 1e-3
+    (effects,) = evaluate.leave_one_out(question.model, [question.ids], protocol="paper")
+    assert_close(effects.values, entry["loo_kl"], 1e-3, relative_to=1.0)
+
+
+def ranking(found, expected):
+    """Ours, but the authors' where neighbours in the ranking tie within 1e-6 of the maximum."""
+    ordered = expected.sort(descending=True).values
+    tie = ((ordered[:-1] - ordered[1:]) < 1e-6 * ordered[0]) & (ordered[:-1] > 0)
+    return torch.cat([expected, found.new_zeros(len(found) - len(expected))]) if tie.any() else found
+
+
+@pytest.mark.parametrize("replace", ["zero", "mean", "resample"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_ablations_against_the_bare_model(architecture, replace):
+    """The tokens' embeddings are changed in Hugging Face's own model."""
+    hf, taken = tiny.hugging_face(architecture), torch.zeros(2, 9, dtype=torch.bool)
+    taken[0, [1, 4]] = taken[1, [0, 2, 8]] = True
+    questions = ask(model(architecture), PROMPTS, None)
+    ablation = Ablation.of(questions, replace, None, 5)
+    embedding = hf.get_input_embeddings()(torch.tensor(PROMPTS))
+    for n, ids in enumerate(PROMPTS):
+        found = ablation.log_probs(questions[n], n, taken)
+        for row, out in zip(found, taken, strict=True):
+            other = {"zero": torch.zeros(()), "mean": embedding.mean((0, 1))}.get(replace)
+            if replace == "resample":
+                other = hf.get_input_embeddings()(ablation.substitutes[n])
+            delta = torch.where(out[:, None], other - embedding[n], 0.0)
+            logits = oracles.final_state(hf, ids, -1, {"hook_embed": delta.detach()})[1]
+            assert_close(row, logits.log_softmax(-1), tiny.tolerance(architecture, tiny.BACKENDS[0]) * 10, replace)
+
+
+def test_deleting_a_token_is_running_the_shorter_prompt():
+    (question,) = ask(model(), PROMPTS[:1], None)
+    taken = torch.zeros(2, 9, dtype=torch.bool)
+    taken[0, [1, 4]] = taken[1] = True
+    found = Ablation.of([question], "delete", None, 0).log_probs(question, 0, taken)
+    kept = [t for i, t in enumerate(PROMPTS[0]) if i not in (1, 4)]
+    assert_close(found[0], model()(torch.tensor([kept]))[0, -1].log_softmax(-1), 1e-12)
+    assert_close(found[1], model()(torch.tensor([PROMPTS[0][-1:]]))[0, -1].log_softmax(-1), 1e-12)  # one must remain
+
+
+def test_resampled_tokens_are_the_same_for_every_method_and_come_from_the_corpus():
+    questions = ask(model(), PROMPTS, None)
+    draws = [Ablation.of(questions, "resample", [7, 8], seed).substitutes for seed in (1, 1, 2)]
+    assert all(torch.equal(a, b) for a, b in zip(draws[0], draws[1], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(draws[0], draws[2], strict=True))
+    assert set(torch.cat(draws[0]).tolist()) == {7, 8}
+
+
+def test_what_is_taken_out():
+    scores = [torch.tensor([9.0, 1, 8, 2, 7, 3, 6, 4, 5])]
+    (question,) = ask(model(), PROMPTS[:1], None)
+
+    def curve(**options):
+        return evaluate.ablation_curve(model(), PROMPTS[:1], scores, **options)
+
+    def drop(*positions):
+        taken = torch.zeros(1, 9, dtype=torch.bool)
+        taken[0, list(positions)] = True
+        after = Ablation.of([question], "zero", None, 0).log_probs(question, 0, taken)[0, question.watched]
+        return float(after - question.log_probs[question.watched])
+
+    # max(1, ⌊9 f⌋) of 9 tokens, highest first; none at 0.
+    assert curve(fractions=(0, 0.05, 0.25, 0.34, 1)).deltas[0].tolist() == pytest.approx(
+        [0, drop(0), drop(0, 2), drop(0, 2, 4), drop(*range(9))], abs=1e-9
+    )
+    assert curve(fractions=(0.25,), skip=(0,)).deltas.item() == pytest.approx(drop(2, 4), abs=1e-9)
+    assert curve(fractions=(0.25,), mode="sufficiency").deltas.item() == pytest.approx(
+        drop(1, 3, 4, 5, 6, 7, 8), abs=1e-9
+    )
+    assert curve(fractions=(0.25,), protocol="paper").meta["lengths"] == [9]
+
+
+def test_leave_one_out_is_a_divergence():
+    found = evaluate.leave_one_out(model(), PROMPTS[:2])
+    (question,) = ask(model(), PROMPTS[:1], None)
+    taken = torch.eye(9, dtype=torch.bool)
+    q = Ablation.of([question], "zero", None, 0).log_probs(question, 0, taken)
+    p = question.log_probs
+    assert_close(found[0].values, (p.exp() * (p - q)).sum(-1), 1e-9)
+    assert found[0].units == "squared"
+    assert found[0].dims == ("pos",)
+    assert found[0].aggregate("word").values.sum() == pytest.approx(float(found[0].values.sum()))
+    best = int(found[0].values.argmax())
+    hot = torch.zeros(9)
+    hot[best] = 1
+    assert evaluate.rank_of_top(hot, found[0]) == (0, 0.0)
+    with pytest.raises(ValueError, match="pick one site"):
+        evaluate.rank_of_top(torch.zeros(3), found[0])
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("pair", [p for p in tiny.HOSTS if p[0] in ("gpt2", "llama")], ids=tiny.host_id)
+def test_methods_are_what_they_say(pair):
+    """Against gradients of the bare model at embeddings that are put into it."""
+    hf, ids = tiny.hugging_face(pair[0]), PROMPTS[0]
+    (question,) = ask(tiny.host(*pair), [ids], None)
+    embedding = hf.get_input_embeddings()(torch.tensor(ids)).detach()
+
+    def gradient(at, of):
+        delta = (at - embedding).requires_grad_()
+        logits = oracles.final_state(hf, ids, -1, {"hook_embed": delta})[1]
+        value = (logits.log_softmax(-1) if of == "log p" else logits)[question.target]
+        return torch.autograd.grad(value, delta)[0]
+
+    plain, start = gradient(embedding, "log p"), embedding.mean(0)
+    midpoints = [(n + 0.5) / 20 for n in range(20)]
+    line = sum(gradient(start + a * (embedding - start), "log p") for a in midpoints) / 20
+    expected = {
+        "log_prob_scope": plain.norm(dim=-1),
+        "gradient_x_input": (plain * embedding).sum(-1),
+        "gradient_x_input_norm": (plain * embedding).norm(dim=-1),
+        "integrated_gradients": (line * (embedding - start)).sum(-1),
+        "integrated_gradients_norm": (
+            sum(a * gradient(a * embedding, "log p") for a in (0.2, 0.4, 0.6, 0.8, 1.0)) / 5 * embedding
+        ).norm(dim=-1),
+        "path_semantic": (sum(gradient(a / 10 * embedding, "z") for a in range(1, 11)) / 10 * 0.9 * embedding).norm(
+            dim=-1
+        ),
+        "last_first": torch.arange(9.0),
+    }
+    for name, values in expected.items():
+        assert_close(evaluate.attribute(question, name), values, 20 * tiny.tolerance(*pair), name)
+    rollout = evaluate.attribute(question, "attention_rollout")
+    assert float(rollout.sum()) == pytest.approx(1, abs=1e-6)
+    assert (rollout >= 0).all()
+
+
+def test_scopes_and_functions_are_methods_too():
+    (question,) = ask(model(), PROMPTS[:1], None, seed=3)
+    assert torch.equal(evaluate.attribute(question, ls.Semantic()), evaluate.attribute(question, "semantic"))
+    assert torch.equal(evaluate.attribute(question, ls.Temperature()), evaluate.attribute(question, "temperature"))
+    assert evaluate.attribute(question, lambda question: torch.arange(9))[3] == 3
+    by_rows = evaluate.attribute(question, lambda state: state.rows(question.target))
+    assert_close(by_rows, evaluate.attribute(question, "semantic"), 1e-12)
+    same, other = (ask(model(), PROMPTS[:1], None, seed=s)[0] for s in (3, 4))
+    assert torch.equal(evaluate.attribute(question, "random"), evaluate.attribute(same, "random"))
+    assert not torch.equal(evaluate.attribute(question, "random"), evaluate.attribute(other, "random"))
+    with pytest.raises(ValueError, match="there is no method 'nonsense'; there are semantic"):
+        evaluate.attribute(question, "nonsense")
+    with pytest.raises(TypeError, match="a method is a name"):
+        evaluate.attribute(question, 3)
+
+
+def test_bootstrap_and_sign_flips_and_holm():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(50, 2, generator=generator, dtype=torch.float64) + torch.tensor([0.0, 1.0])
+    low, high = statistics.bootstrap_interval(values)
+    normal = 1.96 * values.std(0) / 50**0.5
+    assert_close(torch.stack([low, high]), torch.stack([values.mean(0) - normal, values.mean(0) + normal]), 0.05)
+    p = statistics.sign_flip_p(values)
+    assert p[1] < 0.001
+    assert float(p[0]) == pytest.approx(scipy.stats.ttest_1samp(values[:, 0], 0).pvalue, abs=0.02)
+    few = torch.tensor([1.0, 2.0, 3.0, -0.5], dtype=torch.float64)  # exact: all 16 sign patterns
+    signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=4)), dtype=torch.float64)
+    exact = float(((signs @ few).abs() >= few.sum() - 1e-12).double().mean())
+    assert float(statistics.sign_flip_p(few)) == pytest.approx(exact, abs=0.01)
+    assert statistics.holm(torch.tensor([0.01, 0.04, 0.03, 0.5])).tolist() == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    with pytest.raises(ValueError, match="level"):
+        statistics.bootstrap_interval(values, level=2)
+
+
+def test_a_table_is_paired_and_reproducible(tmp_path):
+    methods = {"scope": ls.Semantic(), "random": "random", "all equal": lambda question: torch.zeros(9)}
+    found = evaluate.compare_methods(model(), PROMPTS, methods, leave_one_out=True, seed=1)
+    assert found.methods == ("scope", "random", "all equal", "gradient_x_input")
+    assert found.measures == ("0.05", "0.1", "0.2", "aopc", "loo_rank_%")
+    assert_close(found.values[..., 3], found.values[..., :3].mean(-1), 1e-12)
+    rankings = [evaluate.attribute(q, "semantic") for q in ask(model(), PROMPTS, None)]
+    by_hand = evaluate.ablation_curve(model(), PROMPTS, rankings)
+    assert_close(found.curve("scope").deltas, by_hand.deltas, 1e-10)
+    effects = evaluate.leave_one_out(model(), PROMPTS)
+    ranks = [evaluate.rank_of_top(torch.zeros(9), e)[1] for e in effects]
+    assert found.values[2, :, 4].tolist() == pytest.approx(ranks)
+    assert found.differences[3].abs().max() == 0
+    assert found.p[3].isnan().all()
+    assert found.verdict("gradient_x_input") == "no difference"
+    again = evaluate.Table.load(found.save(tmp_path / "table.safetensors"))
+    assert torch.equal(again.values, found.values)
+    assert again.to_markdown() == found.to_markdown()
+    assert_close(evaluate.compare_methods(model(), PROMPTS, methods, seed=1).values, found.values[..., :4], 1e-10)
+    assert "baseline" in found.to_markdown(["aopc"]).splitlines()[-1]
+    frame = found.to_dataframe()
+    assert len(frame) == 20
+    assert math.isnan(frame["p_holm"].iloc[-1])
+    assert len(found.per_prompt()) == 4 * 4 * 5
+    assert "<table" in found._repr_html_()
+    with pytest.raises(ValueError, match="baseline"):
+        evaluate.Table(found.values, found.methods, found.measures, "nobody")
+
+
+def test_a_curve_saves_shows_and_plots(tmp_path):
+    pytest.importorskip("matplotlib").use("Agg")
+    scores = [ls.score(model(), p, ls.Fisher(4), sites="embed") for p in PROMPTS]
+    found = evaluate.ablation_curve(model(), PROMPTS, scores, fractions=evaluate.FULL_CURVE, replace="mean")
+    again = evaluate.Curve.load(found.save(tmp_path / "curve.safetensors"))
+    assert torch.equal(again.deltas, found.deltas)
+    assert again.meta["replace"] == "mean"
+    assert found.aopc.shape == (4,)
+    assert found.aupc() == pytest.approx(float(torch.trapezoid(found.mean, dx=0.05)))
+    assert len(found.to_dataframe()) == 4 * 21
+    assert "mean" in repr(found)
+    assert "<table" in found._repr_html_()
+    assert found.plot(label="Fisher").get_ylabel() == "change of log p"
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda m: evaluate.leave_one_out(m, "text"), TypeError, "a list of prompts"),
+        (lambda m: evaluate.leave_one_out(m, []), ValueError, "no prompts"),
+        (lambda m: evaluate.leave_one_out(m, PROMPTS, protocol="ours"), ValueError, "protocol is None"),
+        (lambda m: evaluate.leave_one_out(m, [[7]], protocol="paper"), ValueError, "at least two tokens"),
+        (lambda m: evaluate.leave_one_out(m, PROMPTS, replace="noise"), ValueError, "replace is one of zero, mean"),
+        (lambda m: evaluate.ablation_curve(m, PROMPTS, []), ValueError, "4 prompts but scores for 0"),
+        (lambda m: evaluate.ablation_curve(m, PROMPTS, [[1.0]] * 4), ValueError, "one number for each"),
+        (lambda m: evaluate.ablation_curve(m, PROMPTS, [[1.0] * 9] * 4, fractions=(2,)), ValueError, "between 0 and 1"),
+        (lambda m: evaluate.ablation_curve(m, PROMPTS[:1], [[math.nan] * 9]), ValueError, "NaN"),
+    ],
+)
+def test_errors_say_what_to_write(call, error, text):
+    with pytest.raises(error, match=text):
+        call(model())
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_the_model_is_left_as_it_came(backend):
+    host = tiny.host("llama", backend)
+    flags, tokens, state = (
+        [p.requires_grad for p in host.parameters()],
+        torch.tensor(PROMPTS[:1]),
+        torch.get_rng_state(),
+    )
+    before = host(tokens)
+    with torch.no_grad():
+        evaluate.compare_methods(host, PROMPTS[:2], list(evaluate.METHODS), leave_one_out=True, replace="resample")
+    with torch.inference_mode():
+        evaluate.compare_methods(host, PROMPTS[:2], list(evaluate.METHODS), replace="mean")
+
+    def interrupted(question):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.compare_methods(host, PROMPTS, {"interrupted": interrupted})
+    assert torch.equal(host(tokens), before)
+    assert [p.requires_grad for p in host.parameters()] == flags
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(hook.fwd_hooks or hook.bwd_hooks for hook in host.hook_dict.values())

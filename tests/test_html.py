@@ -1,0 +1,184 @@
+"""What notebooks and reports show: well-formed, escaped, without script, and with the numbers of the tensor."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+import lens_scopes as ls
+from lens_scopes import html
+from lens_scopes.html import number
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "</span><img src=x onerror=alert(1)>",
+    '" onmouseover="alert(1)',
+    "' style='position:fixed",
+    "&lt;b&gt;",
+    "\u202egnp.exe",
+    "\x00\x1b[31m",
+    "\ufeff\u200b",
+    "]]><!--",
+    "</title></pre></div>",
+    "\n",
+    "   ",
+    "",
+    "a" * 500,
+    "https://example.com/x.js",
+)
+VOID = {"img", "br", "meta", "hr", "input", "link"}
+
+
+class Page(HTMLParser):
+    """Everything in a page, and whether its tags close."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.attributes, self.text, self.open = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"left open: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open, f"closes {tag}, nothing is open"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def handle_comment(self, data):
+        raise AssertionError(f"a comment: {data!r}")
+
+    def titles(self):
+        return [value for _, name, value in self.attributes if name == "title"]
+
+
+def scores(values, tokens, units="norm", sites=("hook_embed", "blocks.0.hook_resid_post")):
+    coords = {"site": sites[: len(values)], "pos": tuple(range(len(tokens)))}
+    meta = {"units": units, "scope": "Semantic('<b>')", "model": "<i>model</i>", "positions": [0]}
+    meta["predictions"] = [[{"id": 1, "text": "<script>x</script>", "p": 0.5}]]
+    return ls.Scores(values, ("site", "pos"), coords, tuple(tokens), meta)
+
+
+def check_harmless(text):
+    page = Page(text)
+    assert set(page.tags) <= {"div", "span", "table", "thead", "tbody", "tr", "th", "td", "pre"}, page.tags
+    assert {name for _, name, _ in page.attributes} <= {"style", "title", "colspan", "scope"}, page.attributes
+    for _, name, value in page.attributes:
+        if name == "style":
+            assert "url(" not in value
+            assert "expression" not in value
+    assert not re.search("[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]", text)
+    return page
+
+
+@pytest.mark.parametrize("units", ["norm", "squared", "signed"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_hostile_tokens_are_text(units, rows):
+    values = torch.rand(rows, len(HOSTILE), generator=torch.Generator().manual_seed(0)) - (
+        0.5 if units == "signed" else 0
+    )
+    result = scores(values, HOSTILE, units)
+    for part in (result, result.sel(site="embed"), result.sel(pos=3), result.sum("pos"), result.aggregate()):
+        page = check_harmless(part._repr_html_())
+        shown = "".join(page.text)
+        assert "Semantic('<b>') on <i>model</i>" in shown
+        assert "<script>x</script>" in shown or "pos" not in part.dims
+    whole = "".join(check_harmless(result._repr_html_()).text)
+    assert "<script>alert(1)</sc" in whole or "<script>alert(" in whole
+
+
+def test_hovers_carry_the_tensors_numbers():
+    values = torch.tensor([[1.25, 0.0, -3.5e-7], [123456.0, float("nan"), 2.0]])
+    result = scores(values, ("a", "b", "c"), "signed")
+    titles = check_harmless(result._repr_html_()).titles()
+    expected = [number(float(v)) for v in values.flatten()]
+    assert [title.rsplit(": ", 1)[1] for title in titles] == expected
+    assert expected == ["1.25", "0", "-3.5e-07", "1.23e+05", "NaN", "2"]
+    strip = check_harmless(result.sel(site="embed")._repr_html_()).titles()
+    assert [title.rsplit(": ", 1)[1] for title in strip] == expected[:3]
+
+
+def test_every_axis_is_drawn():
+    values = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    coords = {
+        "target_pos": (2, 4),
+        "site": ("blocks.0.attn.hook_z", "blocks.1.attn.hook_z", "blocks.2.attn.hook_z"),
+        "pos": (0, 1, 2, 3),
+        "head": tuple(range(5)),
+    }
+    result = ls.Scores(values, ("target_pos", "site", "pos", "head"), coords, tuple("abcd"), {"units": "norm"})
+    page = check_harmless(result._repr_html_())
+    assert len(page.titles()) == values.numel()
+    found = [title.rsplit(": ", 1)[1] for title in page.titles()]
+    assert found == [number(float(v)) for v in values.movedim(2, 3).flatten()]
+
+
+def test_too_much_is_not_drawn_and_says_so():
+    values = torch.rand(2, 15_000)
+    page = check_harmless(scores(values, ["x"] * 15_000)._repr_html_())
+    assert not page.titles()
+    assert "30000 values" in "".join(page.text)
+
+
+def test_an_attention_sink_does_not_bleach_the_rest():
+    values = torch.tensor([[100.0, 1.0, 0.5]])
+    page = Page(scores(values, ("<s>", "a", "b")).sel(site="embed")._repr_html_())
+    assert "position 0 reaches 100" in "".join(page.text)
+    background = [
+        re.search(r"background:(rgb\([0-9,]+\))", v)[1]
+        for t, n, v in page.attributes
+        if n == "style" and "inline-block;margin" in v
+    ]
+    assert background[0] == background[1] != background[2]
+
+
+def test_signed_colours_tell_the_sign_and_zero_is_pale():
+    plus, minus, zero = (html.colour(v, 1.0)[0] for v in (1.0, -1.0, 0.0))
+    assert len({plus, minus, zero}) == 3
+    assert html.colour(float("nan"), 1.0)[0] not in (plus, minus, zero)
+    for value in torch.linspace(-1, 1, 81).tolist():
+        background, ink = html.colour(value, 1.0)
+        rgb = [int(x) for x in re.findall(r"\d+", background)]
+        light = [((c / 255 + 0.055) / 1.055) ** 2.4 if c > 10 else c / 255 / 12.92 for c in rgb]  # WCAG 2
+        luminance = 0.2126 * light[0] + 0.7152 * light[1] + 0.0722 * light[2]
+        contrast = (luminance + 0.05) / 0.05 if ink == "#000" else 1.05 / (luminance + 0.05)
+        assert contrast >= 4.5, f"{value}: contrast {contrast:.1f}"
+
+
+def test_all_zero_and_empty_scales():
+    for values in (torch.zeros(1, 2), torch.full((1, 2), float("nan"))):
+        check_harmless(scores(values, ("a", "b"))._repr_html_())
+
+
+def test_a_page_loads_nothing():
+    text = html.page("<title>", scores(torch.rand(1, 15), HOSTILE)._repr_html_())
+    body = text[text.index("<body") :]
+    assert "default-src 'none'" in text
+    assert "<script" not in text
+    assert not re.search(r"""(src|href|action|url)\s*[=(]\s*["']?\s*(https?:)?//""", body)
+    assert "<title>&lt;title&gt;</title>" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\n", "↵"),
+        (" ", "·"),
+        ("", "∅"),
+        ("\t", "⇥"),
+        (" a", " a"),
+        ("<", "&lt;"),
+        ("\u202e", "\\u202e"),
+        ("a" * 30, "a" * 23 + "…"),
+    ],
+)
+def test_what_tokens_look_like(text, shown):
+    assert html.token(text) == shown

@@ -1,0 +1,128 @@
+"""plot: pictures of every view with matplotlib and plotly, with the numbers of the tensors."""
+
+import importlib.util
+
+import pytest
+import torch
+
+import lens_scopes as ls
+from lens_scopes.plot import plot, scatter, series
+from shown import HOSTILE, flow, scores
+
+WORDS = ("<s>", " the", " cat", " sat", "$x_1$")
+CASES = [
+    (scores(WORDS), "layers"),
+    (scores(WORDS, "signed"), "tokens"),
+    (flow(WORDS), "heads"),
+    (flow(WORDS), "stream"),
+    (flow(WORDS), "tokens"),
+]
+needs_plotly = pytest.mark.skipif(importlib.util.find_spec("plotly") is None, reason="plotly is not installed")
+
+
+@pytest.fixture(autouse=True)
+def matplotlib():
+    return pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+
+
+@pytest.mark.parametrize(("result", "view"), CASES)
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_matplotlib_writes_files(result, view, suffix, tmp_path):
+    path = tmp_path / f"x.{suffix}"
+    result.plot(view).savefig(path)
+    assert path.stat().st_size > 1000
+
+
+def test_matplotlib_draws_the_tensors_numbers():
+    result = scores(WORDS)
+    figure = plot(result)
+    (image,) = figure.axes[0].images
+    torch.testing.assert_close(torch.tensor(image.get_array().filled()).float(), result.values)
+    assert image.norm.vmin == 0
+    assert image.norm.vmax == pytest.approx(float(result.values.max()))
+    signed = plot(scores(WORDS, "signed"), "layers").axes[0].images[0].norm
+    assert signed.vmin == -signed.vmax
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_no_figure_stays_open():
+    import matplotlib.pyplot as plt
+
+    before = plt.get_fignums()
+    plot(scores(WORDS))
+    assert plt.get_fignums() == before
+
+
+@pytest.mark.filterwarnings("ignore:Glyph:UserWarning")
+def test_awkward_tokens(tmp_path):
+    result = scores(HOSTILE)
+    for view in ("tokens", "layers"):
+        result.plot(view).savefig(tmp_path / "x.png")
+
+
+def test_numbers_that_are_missing():
+    values = torch.tensor([[1.0, float("nan"), 0.5, 0.2, 0.1]])
+    scores(WORDS, values=values, sites=1).plot()._repr_png_()
+    scores(WORDS, values=values.repeat(2, 1), sites=2).plot("layers")._repr_png_()
+
+
+@needs_plotly
+@pytest.mark.parametrize(("result", "view"), CASES)
+def test_plotly(result, view):
+    figure = result.plot(view, backend="plotly", first="hide")
+    assert figure.to_json()
+    (trace,) = figure.data
+    assert "share" in figure.to_json() or "score" in figure.to_json()
+    assert len(trace.z[0]) in (len(WORDS), len(WORDS) - 1, 4)
+
+
+@needs_plotly
+def test_plotly_reads_no_tags_in_tokens():
+    text = scores(HOSTILE).plot("layers", backend="plotly").layout.xaxis.ticktext
+    assert not [name for name in text if "<" in name]
+
+
+def test_series():
+    result = scores(WORDS).sel(site="embed")
+    figure = series([1, 2, 3, 4, 5], result)
+    above, below = figure.axes[:2]
+    torch.testing.assert_close(torch.tensor([bar.get_height() for bar in below.patches]).float(), result.values)
+    assert list(above.lines[0].get_ydata()) == [1, 2, 3, 4, 5]
+    assert figure._repr_png_()
+    with pytest.raises(ValueError, match="3 values and 5 scores"):
+        series([1, 2, 3], result)
+    with pytest.raises(ValueError, match="axis 'pos' alone"):
+        series([1, 2, 3, 4, 5], scores(WORDS))
+
+
+def test_scatter():
+    nan = float("nan")
+    figure = scatter(torch.tensor([1.0, 2, nan]), [1.5, nan, 3], title="$t")
+    assert figure.axes[0].collections[0].get_offsets().tolist() == [[1.0, 1.5]]
+    with pytest.raises(ValueError, match="2 and 1"):
+        scatter([1, 2], [1])
+    with pytest.raises(ValueError, match="nothing to draw"):
+        scatter([nan], [1])
+
+
+@needs_plotly
+def test_series_and_scatter_with_plotly():
+    assert len(series([1, 2], [0.5, -0.5], backend="plotly").data) == 2
+    assert len(scatter([1, 2], [1, 3], names=["a", "<b>"], backend="plotly").data) == 2
+
+
+def test_what_cannot_be_drawn():
+    with pytest.raises(ValueError, match=r"plot draws 'heads', 'stream'"):
+        plot(flow(WORDS), "edges")
+    with pytest.raises(ValueError, match="'layers', 'tokens'"):
+        plot(scores(WORDS), "edges")
+    with pytest.raises(ValueError, match="backend is"):
+        plot(scores(WORDS), backend="bokeh")
+    with pytest.raises(TypeError, match="Scores"):
+        plot(scores(WORDS).sel(pos=0))
+
+
+def test_a_backend_that_is_not_there(monkeypatch):
+    monkeypatch.setattr("lens_scopes.plot.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'lens-scopes\[plotly\]'"):
+        ls.Scores.plot(scores(WORDS), backend="plotly")

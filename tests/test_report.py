@@ -1,0 +1,104 @@
+"""report: one page with everything, the same bytes each time, nothing from outside."""
+
+import json
+import re
+
+import pytest
+import torch
+
+import lens_scopes as ls
+from lens_scopes.explorer import explorer_data
+from shown import HOSTILE, flow, scores
+
+WORDS = ("<s>", " the", " cat", " sat", ".")
+
+
+def read(path):
+    return path.read_text(encoding="utf-8")
+
+
+def test_everything_is_in_it(tmp_path):
+    text = read(ls.report(["A <paragraph>.", scores(WORDS), flow(WORDS)], tmp_path / "r.html", title="A & B"))
+    assert "<title>A &amp; B</title>" in text
+    assert "<p>A &lt;paragraph&gt;.</p>" in text
+    assert '<p class="prompt">&lt;s&gt; the cat sat.</p>' in text
+    assert text.count('<p class="prompt">') == 1
+    for fact in (
+        "HookedTransformer, float32",
+        "final norm not folded, logits centred",
+        "1.00e-07 of the largest total",
+    ):
+        assert fact in text
+    for view in ("layers", "tokens", "stream", "edges"):
+        assert f"{view}, interactive (circuitsvis)" in text
+    assert text.count("explorer: click a token") == 1
+
+
+def test_the_bundle_comes_once_and_nothing_from_outside(tmp_path):
+    text = read(ls.report([scores(WORDS), flow(WORDS), flow(WORDS, seed=1)], tmp_path / "r.html"))
+    assert text.count("var CircuitsVis=") == 1
+    assert not re.search("https?://", text)
+    assert len(re.findall("sha256-", text)) == 3
+    assert len({figure["id"] for figure in json.loads(re.search(r'lens-figures">(.*?)</script>', text)[1])}) == 8
+
+
+def test_the_same_bytes(tmp_path):
+    one, two = (ls.report([scores(WORDS), flow(WORDS)], tmp_path / name) for name in ("1.html", "2.html"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "r.html"
+    path.write_text("before")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        ls.report(scores(WORDS), path)
+    assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
+    assert path.read_text() == "before"
+
+
+def test_what_is_no_result(tmp_path):
+    with pytest.raises(TypeError, match="Tensor"):
+        ls.report([torch.rand(3)], tmp_path / "r.html")
+    with pytest.raises(ValueError, match="at least one result"):
+        ls.report(["only words"], tmp_path / "r.html")
+    with pytest.raises(ValueError, match="first says"):
+        ls.report(scores(WORDS), tmp_path / "r.html", first="no")
+    assert not list(tmp_path.iterdir())
+
+
+def test_hostile_tokens_open_no_tag(tmp_path):
+    text = read(ls.report([scores(HOSTILE), flow(HOSTILE)], tmp_path / "r.html"))
+    static = re.sub(r"<script\b.*?</script>", "", text, flags=re.DOTALL)
+    assert "<img" not in static
+    assert "<script" not in static
+    assert "<s>" not in static
+
+
+def test_the_explorer_has_the_tensors_numbers():
+    travel = flow(WORDS)
+    data = explorer_data(travel, "x")
+    torch.testing.assert_close(torch.tensor(data["total"]), travel.total, rtol=1e-3, atol=0)
+    torch.testing.assert_close(torch.tensor(data["stream"]), travel.stream, rtol=1e-3, atol=0)
+    branches = torch.cat([travel.heads, travel.mlps[..., None]], -1)
+    torch.testing.assert_close(torch.tensor(data["heads"]), branches, rtol=1e-3, atol=0)
+    assert explorer_data(flow(WORDS, together=True), "x") is None
+
+
+def test_a_long_prompt_keeps_its_strongest_sources(tmp_path):
+    travel = flow(["w"] * 300, layers=4, heads=4, edges=False)
+    data = explorer_data(travel, "x")
+    assert len(data["sources"]) == 150_000 // (4 * 5 + 5 * 300)
+    left = set(range(300)) - set(data["sources"])
+    assert float(travel.total[data["sources"]].min()) >= float(travel.total[list(left)].max())
+    assert f"{len(left)} tokens (grey) have no row here" in read(ls.report(travel, tmp_path / "r.html"))
+
+
+def test_a_large_report_stays_under_3_mb(tmp_path):
+    words = [f" word{i}" for i in range(64)]
+    path = ls.report([scores(words, sites=13), flow(words, layers=12, heads=12)], tmp_path / "r.html")
+    assert path.stat().st_size < 3_000_000

@@ -1,0 +1,228 @@
+"""Scores: labels, parts, sums, words, tables, files."""
+
+import os
+import threading
+
+import pytest
+import torch
+
+import lens_scopes as ls
+import tiny
+from lens_scopes.scores import words
+from report import assert_close
+
+
+def made(values=None, *, units="norm", tokens=("<s>", " Two", "fold", " words", ",", "  ", "x"), probes=None, **meta):
+    values = torch.arange(1.0, 3 * len(tokens) + 1).reshape(3, len(tokens)) if values is None else values
+    coords = {
+        "site": ("hook_embed", "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"),
+        "pos": tuple(range(len(tokens))),
+    }
+    meta = {"units": units, "special": [0], "scope": "Semantic()", "model": "toy", **meta}
+    return ls.Scores(values, ("site", "pos"), coords, tokens, meta, probes)
+
+
+def estimate():
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.rand(4, 3, 7, generator=generator)
+    return made(probes.sum(0) + 1, units="squared", probes=probes)
+
+
+def test_labels_must_fit():
+    with pytest.raises(ValueError, match="2 axes"):
+        ls.Scores(torch.zeros(2, 3), ("pos",), {"pos": (0, 1)}, ("a", "b"))
+    with pytest.raises(ValueError, match="'pos' has 3 entries"):
+        ls.Scores(torch.zeros(3), ("pos",), {"pos": (0, 1)}, ("a", "b"))
+    with pytest.raises(ValueError, match="2 tokens for 3 positions"):
+        ls.Scores(torch.zeros(3), ("pos",), {"pos": (0, 1, 2)}, ("a", "b"))
+    with pytest.raises(ValueError, match="probes have shape"):
+        ls.Scores(torch.zeros(3), ("pos",), {"pos": (0, 1, 2)}, tuple("abc"), {}, torch.zeros(2, 4))
+
+
+def test_they_are_frozen():
+    with pytest.raises(AttributeError):
+        made().values = torch.zeros(3, 7)
+
+
+def test_sel_takes_labels_and_drops_the_axis():
+    scores = estimate()
+    part = scores.sel(site="blocks.0.hook_resid_post")
+    assert part.dims == ("pos",)
+    assert torch.equal(part.values, scores.values[1])
+    assert torch.equal(part.probes, scores.probes[:, 1])
+    assert torch.equal(part.stderr, scores.stderr[1])
+    assert torch.equal(scores.sel(site="embed").values, scores.values[0])
+    one = scores.sel(site="embed", pos=3)
+    assert one.dims == ()
+    assert float(one.values) == float(scores.values[0, 3])
+    assert one.meta["selected"] == {"site": "hook_embed", "pos": 3}
+    assert scores.dims == ("site", "pos"), "the original changed"
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        ({"pos": 7}, "no label 7"),
+        ({"pos": -1}, "no label -1"),
+        ({"site": "blocks.9.hook_x"}, "no label"),
+        ({"head": 0}, "no axis 'head'"),
+    ],
+)
+def test_sel_of_what_is_not_there(labels, text):
+    with pytest.raises(KeyError, match=text):
+        made().sel(**labels)
+
+
+def test_sum_is_plain_and_its_error_comes_from_the_summed_probes():
+    scores = estimate()
+    total = scores.sum("pos")
+    assert total.dims == ("site",)
+    assert_close(total.values, scores.values.sum(1), 1e-6)
+    x, m = scores.probes.double().sum(2), 4
+    assert_close(total.stderr, (m / (m - 1) * ((x - x.mean(0)) ** 2).sum(0)).sqrt(), 1e-6)
+    assert not torch.allclose(total.stderr, scores.stderr.square().sum(1).sqrt(), rtol=0.05)
+    assert total.meta["summed"] == ["pos"]
+    everything = scores.sum("pos").sum("site")
+    assert everything.dims == ()
+    assert_close(everything.values, scores.values.sum(), 1e-6)
+    with pytest.raises(KeyError, match="no axis 'head'"):
+        scores.sum("head")
+
+
+def test_exact_scores_have_no_error():
+    assert made().stderr is None
+    with pytest.raises(ValueError, match="no interval"):
+        made().interval()
+
+
+@pytest.mark.parametrize("units", ["norm", "squared", "signed"])
+def test_words_join_norms_by_root_sum_square_and_the_rest_by_sum(units):
+    scores = made(units=units)
+    joined = scores.aggregate("word")
+    assert joined.tokens == ("<s>", " Twofold", " words,  ", "x")
+    groups = ((0,), (1, 2), (3, 4, 5), (6,))
+    for row in range(3):
+        for n, group in enumerate(groups):
+            parts = [float(scores.values[row, i]) for i in group]
+            expected = sum(p**2 for p in parts) ** 0.5 if units == "norm" else sum(parts)
+            assert float(joined.values[row, n]) == pytest.approx(expected, rel=1e-6)
+    assert joined.coords["pos"] == (0, 1, 3, 6)
+    assert joined.meta["spans"] == [list(group) for group in groups]
+    with pytest.raises(ValueError, match="knows 'word'"):
+        scores.aggregate("sentence")
+    with pytest.raises(ValueError, match="joins positions"):
+        scores.sum("pos").aggregate()
+
+
+def test_words_keep_the_error():
+    joined, scores = estimate().aggregate(), estimate()
+    assert_close(joined.probes[:, :, 1], scores.probes[:, :, 1] + scores.probes[:, :, 2], 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "special", "expected"),
+    [
+        ((" a", "b", " c"), (), [[0, 1], [2]]),
+        (("a", " ", "b"), (), [[0, 1], [2]]),
+        (("a", "\n", "b"), (), [[0, 1], [2]]),
+        (("<s>", "a", "b", "</s>"), (0, 3), [[0], [1, 2], [3]]),
+        (("<s>", "<s>"), (0, 1), [[0], [1]]),
+        (("a b", "c"), (), [[0, 1]]),
+        ((r"\xf0", r"\x9f"), (), [[0, 1]]),
+        ((" ", "a"), (), [[0], [1]]),
+    ],
+)
+def test_where_words_begin(tokens, special, expected):
+    spans = words(tokens, frozenset(special))
+    assert spans == expected
+    assert [i for span in spans for i in span] == list(range(len(tokens)))
+
+
+def test_the_table_has_a_row_for_every_value():
+    scores = estimate()
+    frame = scores.to_dataframe()
+    assert list(frame.columns) == ["site", "pos", "pos_token", "score", "stderr"]
+    assert len(frame) == scores.values.numel()
+    for row in frame.itertuples():
+        where = scores.coords["site"].index(row.site), row.pos
+        assert row.score == pytest.approx(float(scores.values[where]))
+        assert row.stderr == pytest.approx(float(scores.stderr[where]))
+        assert row.pos_token == scores.tokens[row.pos]
+    assert "stderr" not in made().to_dataframe().columns
+    assert list(scores.sum("pos").to_dataframe().columns) == ["site", "score", "stderr"]
+    assert len(scores.sum("pos").sum("site").to_dataframe()) == 1
+    assert list(scores.aggregate().to_dataframe().pos_token.unique()) == list(scores.aggregate().tokens)
+
+
+def test_a_file_gives_back_what_went_in(tmp_path):
+    for n, scores in enumerate(
+        (
+            made(),
+            estimate(),
+            estimate().sel(pos=2),
+            made(made().values.double()),
+            made(tokens=tuple("🙂'\"\\<\n\x00é")[:7]),
+        )
+    ):
+        path = scores.save(tmp_path / f"{n}.safetensors")
+        back = ls.Scores.load(str(path))
+        assert torch.equal(back.values, scores.values)
+        assert back.values.dtype == scores.values.dtype
+        assert (back.dims, back.coords, back.tokens) == (scores.dims, scores.coords, scores.tokens)
+        assert dict(back.meta) == dict(scores.meta)
+        assert (back.probes is None) == (scores.probes is None)
+        if scores.probes is not None:
+            assert torch.equal(back.stderr, scores.stderr)
+        assert repr(back) == repr(scores)
+
+
+def test_saving_is_all_or_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "scores.safetensors"
+    made().save(path)
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        estimate().save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["scores.safetensors"], "a temporary file was left"
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path):
+    path, stop, failures = tmp_path / "scores.safetensors", threading.Event(), []
+    made().save(path)
+
+    def read():
+        while not stop.is_set():
+            try:
+                ls.Scores.load(path)
+            except Exception as failure:
+                failures.append(failure)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(60):
+        estimate().save(path)
+    stop.set()
+    reader.join()
+    assert not failures
+
+
+def test_a_line_says_what_they_are():
+    assert repr(made()) == "Scores(site=3, pos=7; Semantic(), norm, toy)"
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_live_scores_survive_a_file(backend, tmp_path):
+    model = tiny.host("llama", backend, torch.float32)
+    for options in ({}, {"position": "all"}, {"sites": "z"}, {"along": "activation", "position": [1, 2]}):
+        scores = ls.score(model, "The cat sat", ls.Semantic(), **options)
+        back = ls.Scores.load(scores.save(tmp_path / "scores.safetensors"))
+        assert torch.equal(back.values, scores.values)
+        assert (back.dims, dict(back.coords), back.tokens) == (scores.dims, dict(scores.coords), scores.tokens)
+        assert dict(back.meta) == dict(scores.meta), "meta is not plain JSON"
+        assert back.meta["versions"]["transformer-lens"] == tiny.TRANSFORMER_LENS
+        frame = scores.to_dataframe()
+        assert len(frame) == scores.values.numel()
+        assert not scores.values.requires_grad
+        assert scores.values.device.type == "cpu"
