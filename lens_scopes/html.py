@@ -20,7 +20,11 @@ MISSING = "#9e9e9e"
 _CELL = "padding:1px 3px;border-radius:2px;font-family:ui-monospace,monospace;white-space:pre;unicode-bidi:isolate"
 _LABEL = "padding:0 6px;text-align:right;white-space:nowrap;font-weight:normal;opacity:.75"
 # Columns in one block of a table, and how many at most have their numbers written in the cells.
-_BLOCK, _NARROW = 60, 20
+_BLOCK, _NARROW = 50, 20
+# Tokens in one piece of a long line of tokens, and from where on a line is long.
+_PIECE, _LONG = 100, 600
+# What stays below this share of the scale everywhere in a block (or piece) is folded away: it would look empty.
+_QUIET = 0.05
 _MARKS = {"\n": "↵", "\r": "␍", "\t": "⇥", "": "∅"}
 # Characters that reorder or hide what stands around them.
 _UNSAFE = re.compile("[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
@@ -72,7 +76,17 @@ def colour(value: float, largest: float) -> tuple[str, str]:
 
 
 def strip(tokens: Sequence[str], values: Sequence[float], hovers: Sequence[str], largest: float) -> str:
-    """Tokens in a line of text, each on the colour of its value."""
+    """Tokens in a line of text, each on the colour of its value; pieces of a very long one are folded where pale."""
+    size = _PIECE if len(tokens) > _LONG else max(1, len(tokens))
+    pieces = []
+    for start in range(0, len(tokens), size):
+        part = slice(start, start + size)
+        drawn = _line(tokens[part], values[part], hovers[part], largest)
+        pieces.append((start, drawn, _quiet([values[part]], [largest])))
+    return _folded(pieces, tokens, "tokens")
+
+
+def _line(tokens: Sequence[str], values: Sequence[float], hovers: Sequence[str], largest: float) -> str:
     spans = []
     for text, value, hover in zip(tokens, values, hovers, strict=True):
         background, ink = colour(value, largest)
@@ -82,41 +96,81 @@ def strip(tokens: Sequence[str], values: Sequence[float], hovers: Sequence[str],
 
 
 def table(
-    columns: Sequence[str], rows: Sequence[str], values: Matrix, hovers: Sequence[Sequence[str]], largest: float
+    columns: Sequence[str],
+    rows: Sequence[str],
+    values: Matrix,
+    hovers: Sequence[Sequence[str]],
+    ends: Sequence[float],
+    what: str = "columns",
 ) -> str:
     """Rows by columns as coloured cells; numbers on hover, and in the cells of a narrow table.
 
-    Long column names stand upright; a table with more columns than fit a page is broken into blocks.
+    Long column names stand upright. A table with more columns than fit a page is broken into blocks, and those in
+    which nothing would be seen are folded. ``ends``: of each row's colour scale; ``what`` the columns are.
     """
     blocks = []
     for start in range(0, max(1, len(columns)), _BLOCK):
         part = slice(start, start + _BLOCK)
-        blocks.append(_block(columns[part], rows, [v[part] for v in values], [h[part] for h in hovers], largest))
-    return "".join(blocks)
+        cut = [line[part] for line in values]
+        drawn = _block(columns[part], rows, cut, [h[part] for h in hovers], ends, len(columns) <= _NARROW)
+        blocks.append((start, drawn, len(columns) > _BLOCK and _quiet(cut, ends)))
+    return _folded(blocks, columns, what)
+
+
+def _quiet(values: Matrix, ends: Sequence[float]) -> bool:
+    return all(abs(v) < _QUIET * end for line, end in zip(values, ends, strict=True) for v in line)
+
+
+def _folded(pieces: Sequence[tuple[int, str, bool]], names: Sequence[str], what: str) -> str:
+    """The pieces one after the other; neighbours that are quiet together in one closed element that says so."""
+    if all(quiet for _, _, quiet in pieces):
+        return "".join(drawn for _, drawn, _ in pieces)
+    found, at = [], 0
+    while at < len(pieces):
+        after = at
+        while after < len(pieces) and pieces[after][2]:
+            after += 1
+        if after == at:
+            found.append(pieces[at][1])
+            at += 1
+            continue
+        start, stop = pieces[at][0], pieces[after][0] if after < len(pieces) else len(names)
+        said = f"{stop - start} {what}, “{token(names[start])}” to “{token(names[stop - 1])}”"
+        inside = "".join(drawn for _, drawn, _ in pieces[at:after])
+        found.append(
+            f'<details><summary style="cursor:pointer;font-size:85%;opacity:.75">{said}: '
+            f"all below {_QUIET:.0%} of the scale</summary>{inside}</details>"
+        )
+        at = after
+    return "".join(found)
 
 
 def _block(
-    columns: Sequence[str], rows: Sequence[str], values: Matrix, hovers: Sequence[Sequence[str]], largest: float
+    columns: Sequence[str],
+    rows: Sequence[str],
+    values: Matrix,
+    hovers: Sequence[Sequence[str]],
+    ends: Sequence[float],
+    narrow: bool,
 ) -> str:
-    narrow = len(columns) <= _NARROW
-    flat = all(len(visible(name)) <= 4 for name in columns)
-    turn = "" if flat else ";writing-mode:vertical-rl;transform:rotate(180deg);max-height:11em"
+    flat = all(len(visible(name)) <= 4 for name in columns) and narrow
+    turn = "" if flat else ";padding:3px 0;line-height:1;writing-mode:vertical-rl;transform:rotate(180deg)"
     width = 34 if narrow else 14
     head = "".join(
         f'<th style="font-weight:normal;padding:0;vertical-align:bottom;text-align:center;min-width:{width}px">'
-        f'<div style="{_CELL}{turn};display:inline-block">{token(name, 16)}</div></th>'
+        f'<div style="{_CELL};font-size:12px{turn};display:inline-block">{token(name, 16)}</div></th>'
         for name in columns
     )
     body = []
-    for name, row, row_hovers in zip(rows, values, hovers, strict=True):
+    for name, row, row_hovers, end in zip(rows, values, hovers, ends, strict=True):
         cells = []
         for value, hover in zip(row, row_hovers, strict=True):
-            background, ink = colour(value, largest)
+            background, ink = colour(value, end)
             style = f"background:{background};padding:0"
             text = ""
             if narrow:
                 style += f";color:{ink};text-align:center;font-size:10px"
-                text = short(value, largest)
+                text = short(value, end)
             cells.append(f'<td style="{style}" title="{escaped(hover)}">{text}</td>')
         label = f'<th style="{_LABEL}">{html.escape(name)}</th>'
         body.append(f'<tr style="height:15px;background:none">{label}{"".join(cells)}</tr>')
@@ -134,7 +188,8 @@ def short(value: float, largest: float) -> str:
         return ""
     if not 0.01 <= largest < 1000:
         return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
-    return f"{value:.{max(0, 1 - math.floor(math.log10(largest / 4)))}f}"
+    text = f"{value:.{max(0, 1 - math.floor(math.log10(largest / 4)))}f}"
+    return text if float(text) else ""
 
 
 def bar(value: float, largest: float) -> str:
@@ -145,11 +200,12 @@ def bar(value: float, largest: float) -> str:
 
 
 def predictions(meta: Mapping[str, Any], most: int = 3) -> str:
-    """What the model says next and what is explained, for the first few positions that a result knows of."""
+    """What the model says next and what is explained, for the last few positions that a result is about."""
     lines = []
-    for n, (position, top) in enumerate(zip(meta.get("positions", ()), meta.get("predictions", ()), strict=False)):
-        if n == most:
-            break
+    known = list(enumerate(zip(meta.get("positions", ()), meta.get("predictions", ()), strict=False)))
+    only = meta.get("selected", {}).get("target_pos")
+    known = [one for one in known if only is None or one[1][0] == only]
+    for n, (position, top) in known[-most:]:
         guesses = "".join(
             f'<span style="margin-right:10px;display:inline-block;white-space:nowrap">'
             f'<span style="{_CELL}">{token(guess["text"])}</span> {guess["p"]:.1%}</span>'
@@ -160,7 +216,8 @@ def predictions(meta: Mapping[str, Any], most: int = 3) -> str:
         }
         aim = f"explained: {' against '.join(f'“{text}”' for text in named.values())}; " if named else ""
         lines.append(f'<div style="opacity:.8;font-size:90%">{aim}predicted after position {position}: {guesses}</div>')
-    return "".join(lines)
+    more = f"({len(known) - most} earlier positions are explained too)" if len(known) > most else ""
+    return (remark(more) if more else "") + "".join(lines)
 
 
 def heading(text: str) -> str:
@@ -168,14 +225,17 @@ def heading(text: str) -> str:
     return f'<div style="margin-top:8px;opacity:.85">{html.escape(text)}</div>'
 
 
-def legend(largest: float, signed: bool, unit: str) -> str:
-    """The colour scale with its numbers."""
+def legend(largest: float, signed: bool, unit: str, by_row: bool = False) -> str:
+    """The colour scale with its numbers; ``by_row``: these stand in the rows' names."""
     low = -largest if signed else 0.0
+    ends = (number(low), number(largest))
+    if by_row:
+        ends, unit = ("−[…]" if signed else "0", "[…]"), f"{unit}, each row on its own scale: its end is in brackets"
     steps = [low + (largest - low) * i / 8 for i in range(9)]
     box = "display:inline-block;width:18px;height:10px;background:"
     swatches = "".join(f'<span style="{box}{colour(step, largest)[0]}"></span>' for step in steps)
     return (
-        f'<div style="font-size:85%;margin-top:4px">{number(low)} {swatches} {number(largest)} '
+        f'<div style="font-size:85%;margin-top:4px">{ends[0]} {swatches} {ends[1]} '
         f'<span style="opacity:.75">{html.escape(unit)}</span></div>'
     )
 
@@ -196,7 +256,7 @@ def figure(title: str, *parts: str, note: str = "") -> str:
 
 def numbers(columns: Sequence[str], rows: Sequence[Sequence[str]], bars: Sequence[str] = ()) -> str:
     """A plain table of words and numbers; the first column names the row; at the end a ``bar`` where there are some."""
-    cell = "padding:2px 8px;text-align:right;white-space:nowrap"
+    cell = "padding:2px 6px;text-align:right;white-space:nowrap;font-size:13px"
     head = "".join(f'<th style="{cell}">{html.escape(name)}</th>' for name in columns)
     ends = [f'<td style="{cell};text-align:left">{one}</td>' for one in bars] or [""] * len(rows)
     body = "".join(

@@ -1,6 +1,8 @@
 """The views of Scores: a line of tokens, or tables of sites (heads, target positions) by tokens; and as HTML."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -47,7 +49,7 @@ def scores_grids(scores: "Scores", view: str, first: First = "show") -> list[Gri
         )
         for name, rows, values in _slices(scores)
     ]
-    return on_one_scale(grids, first)
+    return on_one_scale(grids, first, by_row=view == "layers")
 
 
 def scores_title(scores: "Scores") -> str:
@@ -99,6 +101,8 @@ def _one_line(scores: "Scores") -> tuple["Scores", str]:
 def _slices(scores: "Scores") -> list[tuple[str, tuple[str, ...], Tensor]]:
     """The values as tables [row, pos], each with a name and its rows' labels."""
     values = scores.values.movedim(scores.dims.index("pos"), -1)
+    said = zip(scores.meta.get("positions", ()), scores.meta.get("predictions", ()), strict=False)
+    next_token = {position: top[0]["text"] for position, top in said if top}
     others = [dim for dim in scores.dims if dim != "pos"]
     if not others:
         return [("", ("",), values[None])]
@@ -106,11 +110,11 @@ def _slices(scores: "Scores") -> list[tuple[str, tuple[str, ...], Tensor]]:
     tables = [("", values)]
     for dim in outer:
         tables = [
-            (f"{name} {_label(dim, label)}".strip(), part)
+            (f"{name} {_label(dim, label, next_token)}".strip(), part)
             for name, block in tables
             for label, part in zip(scores.coords[dim], block, strict=True)
         ]
-    labels = tuple(_label(row, label) for label in scores.coords[row])
+    labels = tuple(_label(row, label, next_token) for label in scores.coords[row])
     return [(name, labels, part) for name, part in tables]
 
 
@@ -130,10 +134,10 @@ def _largest(scores: "Scores") -> str:
     return html.heading(f"the {len(rows)} largest") + html.numbers(("position", "token", "where", "score"), rows)
 
 
-def _label(dim: str, label: object) -> str:
+def _label(dim: str, label: Any, next_token: Mapping[int, str] = MappingProxyType({})) -> str:
     if dim == "site":
         layer, kind = layer_of(str(label)), str(label).rsplit("hook_", 1)[-1]
         return kind if layer is None else f"{layer} {kind}"
     if dim == "target_pos":
-        return f"target {label}"
+        return f"target {label}" + (f" → {html.visible(next_token[label])}" if label in next_token else "")
     return f"{dim} {label}"

@@ -69,7 +69,7 @@ def scores(values, tokens, units="norm", sites=("hook_embed", "blocks.0.hook_res
 
 def check_harmless(text):
     page = Page(text)
-    assert set(page.tags) <= {"div", "span", "table", "thead", "tbody", "tr", "th", "td", "pre"}, page.tags
+    assert set(page.tags) <= {"div", "span", "table", "thead", "tbody", "tr", "th", "td", "pre", "details", "summary"}
     assert {name for _, name, _ in page.attributes} <= {"style", "title", "colspan", "scope"}, page.attributes
     for _, name, value in page.attributes:
         if name == "style":
@@ -182,3 +182,59 @@ def test_a_page_loads_nothing():
 )
 def test_what_tokens_look_like(text, shown):
     assert html.token(text) == shown
+
+
+def test_layers_of_different_size_have_scales_of_their_own():
+    """The stream grows with depth and scores shrink: on one scale all layers but the first would be white."""
+    values = torch.tensor([[10.0, 40.0, 0.0], [0.1, 0.0, 0.4]])
+    result = scores(values, ("<s>", "a", "b"))
+    page = check_harmless(result._repr_html_())
+    assert [text for text in page.text if "[" in text][:2] == ["embed [40]", "0 resid_post [0.4]"]
+    assert "on its own scale" in "".join(page.text)
+    cells = [re.search(r"rgb\([0-9,]+\)", v)[0] for t, n, v in page.attributes if t == "td" and n == "style"]
+    strongest = html.colour(1.0, 1.0)[0]
+    assert [i for i, shade in enumerate(cells) if shade == strongest] == [1, 5]
+    # Rounding is not painted in full colour, and layers of similar size share one scale.
+    noise = torch.tensor([[10.0, 40.0, 0.0], [1e-6, 0.0, 4e-6]])
+    assert "0 resid_post [0.0004]" in scores(noise, ("<s>", "a", "b"))._repr_html_()
+    assert "on its own scale" not in scores(torch.rand(2, 3) + 1, ("<s>", "a", "b"))._repr_html_()
+
+
+def test_an_attention_sink_does_not_bleach_its_row():
+    values = torch.tensor([[900.0, 3.0, 1.0], [9.0, 0.1, 0.3]])
+    text = scores(values, ("<s>", "a", "b"))._repr_html_()
+    assert "embed [3]" in text
+    assert "0 resid_post [0.3]" in text
+    assert "position 0 reaches 900, off its row" in text
+
+
+def test_a_long_prompt_folds_what_is_pale():
+    values = torch.full((2, 220), 0.01)
+    values[:, [60, 219]] = 1.0
+    text = scores(values, [f"t{i}" for i in range(220)])._repr_html_()
+    assert re.findall(r"(\d+ tokens, “t\d+” to “t\d+”)", text) == [
+        "50 tokens, “t0” to “t49”",
+        "100 tokens, “t100” to “t199”",
+    ]
+    assert len(Page(text).titles()) == 440  # folded, not left out
+    strip = scores(torch.cat([torch.zeros(900), torch.ones(9)])[None], ["w"] * 909).sel(site="embed")._repr_html_()
+    assert "900 tokens, “w” to “w”: all below 5% of the scale" in strip
+    assert "<details" not in scores(torch.full((2, 220), 0.3), ["w"] * 220)._repr_html_()
+
+
+def test_numbers_in_cells_are_never_minus_zero():
+    assert html.short(-0.004, 0.431) == ""
+    assert html.short(-0.02, 0.431) == "-0.02"
+
+
+def test_rows_by_target_say_what_is_predicted_there():
+    values = torch.rand(5, 2)
+    coords = {"target_pos": tuple(range(5)), "pos": (0, 1)}
+    said = [[{"id": n, "text": f" <{n}>", "p": 0.5}] for n in range(5)]
+    meta = {"units": "norm", "positions": list(range(5)), "predictions": said}
+    result = ls.Scores(values, ("target_pos", "pos"), coords, ("a", "b"), meta)
+    shown = "".join(Page(result._repr_html_()).text)
+    assert "target 3 →  <3>" in shown
+    assert "(2 earlier positions are explained too)" in shown
+    one = "".join(Page(result.sel(target_pos=1)._repr_html_()).text)
+    assert re.findall(r"predicted after position (\d)", one) == ["1"]
