@@ -1,6 +1,7 @@
 # make demo    the main job on the model that ships with the package; writes demo.html
 # make test    the whole test suite
 # make check   ruff, pyright, tests
+# make tutorials  runs the notebooks and writes them as pages to build/tutorials
 # make matrix  the tests that talk to TransformerLens, again on 4.3 and 2.18
 # make clean   removes what the others made
 #
@@ -11,7 +12,7 @@ WORKERS ?= 2
 TORCH := torch==2.13.0
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: demo test check lint typed matrix matrix-4.3 matrix-2.18 clean
+.PHONY: demo test check lint typed tutorials matrix matrix-4.3 matrix-2.18 clean
 .DEFAULT_GOAL := test
 .DELETE_ON_ERROR:
 
@@ -31,6 +32,9 @@ lint: .venv/installed-dev
 # Every shape and type in the package's signatures checked at run time, on the tests that are quick.
 typed: .venv/installed-dev
 	.venv/bin/python $(PYTEST) -m "not wrong_types and not slow" --jaxtyping-packages=lens_scopes,beartype.beartype
+
+tutorials: .venv/installed-dev
+	.venv/bin/python tutorials/render.py
 
 matrix: matrix-4.3 matrix-2.18
 
