@@ -72,6 +72,9 @@ def colored_tokens_multi(
     full = [html.bound([line]) for line in values]
     rest = [html.bound([line], skip_first=skip_first) for line in values]
     ends = [r if skip_first and f > 3 * r else f for f, r in zip(full, rest, strict=True)]
+    # A row that is nothing but rounding stays white.
+    floor = 1e-5 * html.bound(values, skip_first=skip_first)
+    ends = [max(end, floor) for end in ends]
     missing = [any(math.isnan(line[i]) for line in values) for i in range(len(tokens))]
     props = {
         "tokens": harmless(tokens, missing),
@@ -85,7 +88,7 @@ def colored_tokens_multi(
     }
     note = "point at a name to colour by it; values on hover are divided by the number in its brackets"
     names = _lines(props["labels"]) * 20
-    return Figure("ColoredTokensMulti", props, 110 + names + _lines(tokens) * 24 + 20 * len(rows), note=note)
+    return Figure("ColoredTokensMulti", props, 70 + names + _lines(tokens) * 24 + 20 * len(rows), note=note)
 
 
 def attention_heads(
@@ -187,6 +190,8 @@ _STYLE = (
     ".circuits{background:#fff;color:#111;color-scheme:light;padding:8px;border-radius:4px;overflow-x:auto}"
     ".circuits h3{margin:4px 0;font-size:14px}.circuits h4{font-size:10px}.circuits h2{font-size:13px}"
     ".circuits .colored-tokens,.circuits span{unicode-bidi:isolate}"
+    # The scale is set here, and the component's own fields for it hide the tokens.
+    ".circuits label,.circuits input,.circuits input+button{display:none}"
     ".note{font-size:85%;opacity:.75;margin:2px 0 6px}"
 )
 

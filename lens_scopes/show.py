@@ -26,7 +26,7 @@ class Shown:
     def _repr_html_(self) -> str:
         """The interactive view in a sandboxed frame, and the static view, which untrusted notebooks show too."""
         if self.document is None:
-            return self.static + (html.remark(self.note) if self.note else "")
+            return self._alone()
         frame = re.sub('[&"]', lambda found: {"&": "&amp;", '"': "&quot;"}[found.group()], self.document)
         return (
             f'<iframe sandbox="allow-scripts" srcdoc="{frame}" title="{html.token(self.title, 200)}" '
@@ -42,8 +42,11 @@ class Shown:
             FileNotFoundError: the directory is not there.
 
         """
-        text = html.page(self.title, self.static) if self.document is None else self._whole(self.document)
+        text = html.page(self.title, self._alone()) if self.document is None else self._whole(self.document)
         return results.write(path, text.encode())
+
+    def _alone(self) -> str:
+        return self.static + (html.remark(self.note) if self.note else "")
 
     def _whole(self, document: str) -> str:
         return document.replace("<!--static-->", f"<details><summary>Static view</summary>{self.static}</details>", 1)

@@ -156,9 +156,8 @@ def _edges(flow: Flow) -> tuple[list[Figure], str]:
     if math.isfinite(full) and largest < full:
         note += f"; edges at position 0 reach {html.number(full)}"
     left = strength.numel() - len(heads)
-    capped = (
-        f"the {len(heads)} heads with the strongest edges, strongest first; {left} others are not drawn" if left else ""
-    )
+    those = "the head" if len(heads) == 1 else f"the {len(heads)} heads"
+    capped = f"{those} with the strongest edges, strongest first; {left} others are not drawn" if left else ""
     return [Figure(made.component, made.props, made.height, note=note)], capped
 
 

@@ -163,7 +163,7 @@ def test_the_colours_of_the_bundle_are_ours():
     assert "</script" not in bundle.lower()
 
 
-def test_caps_say_what_is_left_out():
+def test_caps_say_what_is_left_out(tmp_path):
     words = ["w"] * 60
     many = flow(words, layers=4, heads=6)
     shown = many.show("edges")
@@ -178,6 +178,9 @@ def test_caps_say_what_is_left_out():
     assert shown.document is None
     assert "200 x 200" in shown._repr_html_()
     assert "strongest edges" in shown.static
+    assert "200 x 200" in shown.save(tmp_path / "long.html").read_text(encoding="utf-8")
+    one = flow(["w"] * 140, layers=1, heads=2).show("edges")
+    assert one.note == "the head with the strongest edges, strongest first; 1 others are not drawn"
     shown = scores(["w"] * 3000, sites=40).show("layers")
     assert len(data(shown)[0]["props"]["labels"]) == 21
     assert "21 of 40 rows" in shown.note
