@@ -51,7 +51,7 @@ class Grid:
         if not self.ends:
             return self.values, self.largest, self.unit
         shares = [[value / end for value in line] for line, end in zip(self.values, self.ends, strict=True)]
-        return shares, 1.0, f"{self.unit} / the number in the row's brackets"
+        return shares, 1.0, f"{self.unit} / its row's […]"
 
     def hovers(self) -> list[list[str]]:
         """What each cell says: row, column, number."""

@@ -105,10 +105,53 @@ def test_scatter():
         scatter([nan], [1])
 
 
+def test_scatter_by_group():
+    import matplotlib.pyplot as plt
+
+    figure = scatter([1, 2, 3], [1, 2, 4], groups=["embed", "0 mid", "0 mid"])
+    points, bar = figure.axes[0].collections[0], figure.axes[1]
+    assert [text.get_text() for text in bar.get_yticklabels()] == ["embed", "0 mid"]
+    assert len({tuple(colour) for colour in points.get_facecolor()}) == 2
+    own, ax = plt.subplots()
+    assert scatter([1, 2], [1, 3], ax=ax) is own
+    plt.close(own)
+    with pytest.raises(ValueError, match="1 groups"):
+        scatter([1, 2], [1, 3], groups=["a"])
+    with pytest.raises(ValueError, match="leave one of the two out"):
+        scatter([1, 2], [1, 3], backend="plotly", ax=ax)
+
+
 @needs_plotly
 def test_series_and_scatter_with_plotly():
     assert len(series([1, 2], [0.5, -0.5], backend="plotly").data) == 2
-    assert len(scatter([1, 2], [1, 3], names=["a", "<b>"], backend="plotly").data) == 2
+    line, points = scatter([1, 2], [1, 3], names=["a", "<b>"], groups=["x", "y"], backend="plotly").data
+    assert list(line.x) == [1, 3]
+    assert list(points.text) == ["a", "&lt;b&gt;"]
+    assert list(points.marker.color) == [0, 1]
+
+
+def test_layers_on_scales_of_their_own():
+    values = torch.tensor([[10.0, 40.0, 0.0, 1, 1], [0.1, 0.0, 0.4, 0.1, 0.1]])
+    axes = plot(scores(WORDS, values=values, sites=2)).axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["embed [40]", "0 resid_post [0.4]"]
+    shown = torch.tensor(axes.images[0].get_array().filled()).float()
+    torch.testing.assert_close(shown, values / torch.tensor([[40.0], [0.4]]))
+    assert [text.get_text() for text in axes.texts][:2] == ["10", "40"]
+
+
+@needs_plotly
+def test_a_line_of_tokens_is_text_in_plotly():
+    result = scores([f"t{i}" for i in range(20)], sites=1)
+    (trace,) = result.plot("tokens", backend="plotly").data
+    assert [name for line in trace.text for name in line] == [*result.tokens, *[""] * 12]
+    found = torch.tensor([float(v) for line in trace.z for v in line if v is not None])
+    torch.testing.assert_close(found, result.values[0])
+
+
+def test_a_long_prompt_keeps_to_the_width_of_a_page():
+    figure = plot(scores(["w"] * 400))
+    assert figure.get_figwidth() <= 12
+    assert len(figure.axes[0].get_xticks()) <= 60
 
 
 def test_what_cannot_be_drawn():

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lens_scopes import views
 from lens_scopes.grids import First
+from lens_scopes.plot.points import Points
 from lens_scopes.scores import Scores
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from torch import Tensor
 
 Backend = Literal["matplotlib", "plotly"]
@@ -93,8 +95,10 @@ def scatter(
     measured: "Sequence[float] | Tensor",
     *,
     names: Sequence[str] = (),
+    groups: Sequence[str] = (),
     title: str = "",
     backend: Backend = "matplotlib",
+    ax: "Axes | None" = None,
 ) -> Any:
     """Predicted against measured effects, with the line where they are equal.
 
@@ -102,27 +106,42 @@ def scatter(
         predicted: one number per place.
         measured: the same places; those that are NaN are left out.
         names: of the places, shown on hover by plotly.
+        groups: of each place, its group: coloured from the first to the last in the order in which they come.
         title: of the figure.
         backend: see ``plot``.
+        ax: matplotlib's axes to draw in; None for a figure of its own.
 
     Returns:
         See ``plot``.
 
     Raises:
-        ValueError: not as many predicted as measured numbers, or none.
+        ValueError: not as many predicted as measured numbers, or none; ``ax`` with plotly.
         ImportError: the backend is not installed.
 
     """
     x, y = _numbers(predicted), _numbers(measured)
-    if len(x) != len(y) or (names and len(names) != len(x)):
-        msg = f"scatter needs one measured number per predicted one, got {len(x)} and {len(y)} ({len(names)} names)"
+    if len(x) != len(y) or any(each and len(each) != len(x) for each in (names, groups)):
+        given = f"{len(x)} and {len(y)} ({len(names)} names, {len(groups)} groups)"
+        msg = f"scatter needs one measured number per predicted one, got {given}"
         raise ValueError(msg)
     kept = [i for i in range(len(x)) if math.isfinite(x[i]) and math.isfinite(y[i])]
     if not kept:
         msg = "nothing to draw: no place has both a predicted and a measured number"
         raise ValueError(msg)
-    chosen = [names[i] for i in kept] if names else []
-    return _drawing(backend).scatter([x[i] for i in kept], [y[i] for i in kept], chosen, title)
+    order = tuple(dict.fromkeys(groups))
+    points = Points(
+        x=[x[i] for i in kept],
+        y=[y[i] for i in kept],
+        names=[names[i] for i in kept] if names else [],
+        group=[order.index(groups[i]) for i in kept] if groups else [],
+        groups=order,
+    )
+    if ax is None:
+        return _drawing(backend).scatter(points, title)
+    if backend != "matplotlib":
+        msg = f"ax is matplotlib's, and backend is {backend!r}: leave one of the two out"
+        raise ValueError(msg)
+    return _drawing(backend).scatter(points, title, ax)
 
 
 def _drawing(backend: str) -> Any:

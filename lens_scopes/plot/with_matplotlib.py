@@ -3,20 +3,25 @@
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colorbar import Colorbar
-from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
+from matplotlib.colors import BoundaryNorm, Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from lens_scopes import html
 from lens_scopes.circuits import NEGATIVE, POSITIVE
 from lens_scopes.grids import Grid
+from lens_scopes.plot.points import GROUPS, Points
 
 _LINE = 96  # characters in a line of tokens
-_MOST_TICKS = 70
+# A map is as wide as a page; where its columns get thin, only some are named.
+_WIDEST, _MOST_TICKS = 12.0, 56
+_NARROW = 20  # columns of a map that has room for its numbers
+_MANY = 100  # steps of a series, from where on they are drawn smaller
 _CHARACTER = 0.078  # width of one in inches, at the size used for tokens
 
 
@@ -42,18 +47,23 @@ def grids(tables: Sequence[Grid], title: str) -> Figure:
     if first.is_strip:
         return _strips(tables, title)
     heights = [1.1 + 0.24 * len(table.rows) for table in tables]
-    width = min(24.0, max(6.0, 2.2 + 0.26 * max(len(table.columns) for table in tables)))
+    columns = max(len(table.columns) for table in tables)
+    width = min(_WIDEST, max(5.0, 2.2 + (0.36 if columns <= _NARROW else 0.26) * columns))
     figure = Picture(figsize=(width, sum(heights) + 0.9), layout="constrained")
     drawn = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, table in zip(drawn, tables, strict=True):
-        axes.imshow(table.values, aspect="auto", cmap=colours(table.signed), norm=_norm(table), interpolation="nearest")
+        shown, _, _ = table.on_scale()
+        axes.imshow(shown, aspect="auto", cmap=colours(table.signed), norm=_norm(table), interpolation="nearest")
         _ticks(axes, table)
+        if columns <= _NARROW:
+            _numbers(axes, table)
         axes.set_title(_plain(table.title), fontsize=9, loc="left", parse_math=False)
-    figure.suptitle(_plain(title), fontsize=10, parse_math=False)
+    figure.suptitle(_plain(title), fontsize=10, wrap=True, parse_math=False)
     figure.supxlabel(_note(tables), fontsize=8)
     bar: Colorbar = figure.colorbar(
-        ScalarMappable(_norm(first), colours(first.signed)), ax=list(drawn), label=first.unit, fraction=0.03, pad=0.01
+        ScalarMappable(_norm(first), colours(first.signed)), ax=list(drawn), fraction=0.03, pad=0.01
     )
+    bar.set_label(first.on_scale()[2], fontsize=8)
     bar.ax.tick_params(labelsize=8)
     return figure
 
@@ -67,8 +77,8 @@ def series(values: Sequence[float], weights: Sequence[float], unit: str, signed:
     steps = range(len(values))
     above.plot(steps, values, color="#888888", linewidth=1, zorder=1)
     points = above.scatter(
-        steps, values, c=weights, cmap=colours(signed), norm=norm, edgecolors="#444444", linewidths=0.6, s=36, zorder=2,
-        plotnonfinite=True,
+        steps, values, c=weights, cmap=colours(signed), norm=norm, edgecolors="#444444", linewidths=0.6,
+        s=36 if len(values) <= _MANY else 14, zorder=2, plotnonfinite=True,
     )  # fmt: skip
     above.set_ylabel("value")
     below.bar(steps, weights, color=[NEGATIVE if w < 0 else POSITIVE for w in weights], width=0.8)
@@ -78,17 +88,25 @@ def series(values: Sequence[float], weights: Sequence[float], unit: str, signed:
     return figure
 
 
-def scatter(x: Sequence[float], y: Sequence[float], names: Sequence[str], title: str) -> Figure:  # noqa: ARG001
-    """Points, and the line where both are equal."""
-    figure = Picture(figsize=(4.6, 4.4), layout="constrained")
-    axes = figure.subplots()
-    ends = [min(*x, *y), max(*x, *y)]
-    axes.plot(ends, ends, color="#888888", linewidth=1, label="measured = predicted")
-    axes.scatter(x, y, s=16, color=POSITIVE, alpha=0.7, linewidths=0)
-    axes.set(xlabel="predicted effect", ylabel="measured effect")
-    axes.set_title(_plain(title), fontsize=10, parse_math=False)
-    axes.legend(frameon=False, fontsize=8)
-    return figure
+def scatter(points: Points, title: str, axes: Axes | None = None) -> Any:
+    """Points, and the line where both are equal; in ``axes`` if there are some."""
+    width = 5.4 if points.groups else 4.6
+    drawn: Any = axes or Picture(figsize=(width, 4.4), layout="constrained").subplots()
+    drawn.plot(points.ends, points.ends, color="#888888", linewidth=1, label="measured = predicted")
+    shades = [POSITIVE] * len(points.x)
+    if points.groups:
+        count = len(points.groups)
+        ramp = LinearSegmentedColormap.from_list("groups", GROUPS, N=count)
+        shades = [ramp(group) for group in points.group]
+        steps = BoundaryNorm([i - 0.5 for i in range(count + 1)], count)
+        bar = drawn.figure.colorbar(ScalarMappable(steps, ramp), ax=drawn, ticks=points.named_groups())
+        bar.ax.set_yticklabels([_plain(points.groups[i]) for i in points.named_groups()], fontsize=8)
+        bar.ax.invert_yaxis()
+    drawn.scatter(points.x, points.y, s=18, c=shades, alpha=0.8, linewidths=0, zorder=2)
+    drawn.set(xlabel="predicted effect", ylabel="measured effect")
+    drawn.set_title(_plain(title), fontsize=10, loc="left", wrap=True, parse_math=False)
+    drawn.legend(frameon=False, fontsize=8)
+    return drawn.figure
 
 
 def _strips(tables: Sequence[Grid], title: str) -> Figure:
@@ -157,14 +175,24 @@ def _ticks(axes: Axes, table: Grid) -> None:
         for i in at
     ]
     axes.set_xticks(list(at), names, rotation=90, fontsize=8, family="monospace", parse_math=False)
-    axes.set_yticks(range(len(table.rows)), [_plain(row) for row in table.rows], fontsize=8, parse_math=False)
+    axes.set_yticks(range(len(table.rows)), [_plain(row) for row in table.labels], fontsize=8, parse_math=False)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
 
 
+def _numbers(axes: Axes, table: Grid) -> None:
+    """A number in each cell where it is not too small to matter."""
+    ends = table.ends or (table.largest,) * len(table.rows)
+    for row, (line, end) in enumerate(zip(table.values, ends, strict=True)):
+        for column, value in enumerate(line):
+            ink = html.colour(value, end)[1]
+            axes.text(column, row, html.short(value, end), ha="center", va="center", fontsize=6.5, color=ink)
+
+
 def _norm(table: Grid) -> Normalize:
-    return Normalize(-table.largest if table.signed else 0.0, table.largest, clip=True)
+    _, largest, _ = table.on_scale()
+    return Normalize(-largest if table.signed else 0.0, largest, clip=True)
 
 
 def _note(tables: Sequence[Grid]) -> str:

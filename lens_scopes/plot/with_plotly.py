@@ -1,7 +1,9 @@
 """Drawing with plotly: the same pictures, with numbers on hover."""
 
 import html as escape
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -9,8 +11,12 @@ from plotly.subplots import make_subplots
 from lens_scopes import html
 from lens_scopes.circuits import NEGATIVE, POSITIVE
 from lens_scopes.grids import Grid
+from lens_scopes.plot.points import GROUPS, Points
 
 _GREY = "#888888"
+_WRAP = 16  # tokens in a line of text
+_MOST_TICKS = 60
+_MANY = 100  # steps of a series, from where on they are drawn smaller
 
 
 def colours(signed: bool) -> list[list]:
@@ -20,35 +26,79 @@ def colours(signed: bool) -> list[list]:
 
 
 def grids(tables: Sequence[Grid], title: str) -> go.Figure:
-    """Heat maps one under the other, with one scale; a line of tokens is one row of it."""
-    figure = make_subplots(len(tables), 1, subplot_titles=[_plain(table.title) for table in tables])
+    """Heat maps one under the other, with one scale; a line of tokens is text on one, broken into rows."""
+    strips = tables[0].is_strip
+    rows = [-(-len(t.columns) // _WRAP) if strips else len(t.rows) for t in tables]
+    heights = [(30 if strips else 130) + 26 * count for count in rows]
+    height = 150 + sum(heights)
+    figure = make_subplots(
+        len(tables),
+        1,
+        subplot_titles=[_plain(table.title) for table in tables],
+        row_heights=heights,
+        vertical_spacing=(40 if strips else 110) / (height + 110 * len(tables)),
+    )
     for n, table in enumerate(tables, start=1):
+        shown, largest, unit = table.on_scale()
+        gap = 1 if len(table.columns) <= _MOST_TICKS else 0
         figure.add_trace(
             go.Heatmap(
-                z=table.values,
-                text=[[_plain(hover) for hover in line] for line in table.hovers()],
-                hovertemplate="%{text}<extra></extra>",
+                z=_wrapped(shown[0], None) if strips else shown,
+                hovertext=[[_plain(hover) for hover in line] for line in _hovers(table)],
+                hovertemplate="%{hovertext}<extra></extra>",
+                text=_wrapped([_plain(token) for token in table.columns], "") if strips else None,
+                texttemplate="%{text}" if strips else None,
+                textfont={"size": 11},
                 colorscale=colours(table.signed),
-                zmin=-table.largest if table.signed else 0,
-                zmax=table.largest,
-                colorbar={"title": table.unit},
+                zmin=-largest if table.signed else 0,
+                zmax=largest,
+                colorbar={
+                    "title": unit.replace(" / ", "<br>/ "),
+                    "lenmode": "pixels",
+                    "len": 160,
+                    "y": 1,
+                    "yanchor": "top",
+                },
                 showscale=n == 1,
-                xgap=1,
-                ygap=1,
+                xgap=gap,
+                ygap=gap,
             ),
             row=n,
             col=1,
         )
+        figure.update_yaxes(autorange="reversed", showgrid=False, zeroline=False, row=n, col=1)
+        figure.update_xaxes(showgrid=False, zeroline=False, row=n, col=1)
+        if strips:
+            figure.update_xaxes(visible=False, row=n, col=1)
+            figure.update_yaxes(visible=False, row=n, col=1)
+            continue
         # Tokens repeat and plotly reads tags in labels: columns are numbers, their names are escaped.
-        names = [_plain(column) for column in table.columns]
-        figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names, tickangle=-90, row=n, col=1)
-        rows = [_plain(row) for row in table.rows]
-        figure.update_yaxes(tickvals=list(range(len(rows))), ticktext=rows, autorange="reversed", row=n, col=1)
-    heights = sum(120 + 22 * len(table.rows) for table in tables)
+        every = math.ceil(len(table.columns) / _MOST_TICKS)
+        at = list(range(0, len(table.columns), every))
+        names = [
+            _plain(table.columns[i]) + (f" {table.positions[i]}" if every > 1 and table.positions else "") for i in at
+        ]
+        figure.update_xaxes(tickvals=at, ticktext=names, tickangle=-90, row=n, col=1)
+        labels = [_plain(row) for row in table.labels]
+        figure.update_yaxes(tickvals=list(range(len(labels))), ticktext=labels, row=n, col=1)
     note = "; ".join(dict.fromkeys(filter(None, (table.note for table in tables))))
     heading = _plain(title) + (f"<br><sup>{_plain(note)}</sup>" if note else "")
-    figure.update_layout(title=heading, height=120 + heights, template="plotly_white", plot_bgcolor=html.MISSING)
+    # Behind maps a cell without a number is grey; in a line of tokens its text says so, and the last row ends early.
+    ground = "#ffffff" if strips else html.MISSING
+    figure.update_layout(title=heading, height=max(320, height), template="plotly_white", plot_bgcolor=ground)
     return figure
+
+
+def _wrapped(line: Sequence[Any], blank: Any) -> list[list[Any]]:
+    """One row as rows of a line's length, the last filled up."""
+    width = min(_WRAP, len(line))
+    rows = [list(line[i : i + width]) for i in range(0, len(line), width)]
+    rows[-1] += [blank] * (width - len(rows[-1]))
+    return rows
+
+
+def _hovers(table: Grid) -> list[list[str]]:
+    return _wrapped(table.hovers()[0], "") if table.is_strip else table.hovers()
 
 
 def series(values: Sequence[float], weights: Sequence[float], unit: str, signed: bool) -> go.Figure:
@@ -57,7 +107,13 @@ def series(values: Sequence[float], weights: Sequence[float], unit: str, signed:
     figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.67, 0.33], vertical_spacing=0.06)
     steps = list(range(len(values)))
     scale = {"colorscale": colours(signed), "cmin": -largest if signed else 0, "cmax": largest}
-    marker = {"color": list(weights), **scale, "size": 9, "line": {"color": "#444444", "width": 1}, "showscale": True}
+    marker = {
+        "color": list(weights),
+        **scale,
+        "size": 9 if len(values) <= _MANY else 5,
+        "line": {"color": "#444444", "width": 1},
+        "showscale": True,
+    }
     marker["colorbar"] = {"title": unit}
     figure.add_trace(
         go.Scatter(x=steps, y=list(values), mode="lines+markers", line={"color": _GREY}, marker=marker), row=1, col=1
@@ -71,26 +127,36 @@ def series(values: Sequence[float], weights: Sequence[float], unit: str, signed:
     return figure
 
 
-def scatter(x: Sequence[float], y: Sequence[float], names: Sequence[str], title: str) -> go.Figure:
+def scatter(points: Points, title: str) -> go.Figure:
     """Points, and the line where both are equal."""
-    ends = [min(*x, *y), max(*x, *y)]
     figure = go.Figure()
     line = {"color": _GREY, "width": 1}
-    figure.add_trace(go.Scatter(x=ends, y=ends, mode="lines", line=line, name="measured = predicted"))
+    figure.add_trace(go.Scatter(x=points.ends, y=points.ends, mode="lines", line=line, name="measured = predicted"))
+    marker: dict[str, Any] = {"color": POSITIVE, "size": 7, "opacity": 0.8}
+    if points.groups:
+        at = points.named_groups()
+        names = {"tickvals": at, "ticktext": [_plain(points.groups[i]) for i in at]}
+        last = len(points.groups) - 1
+        scale = [[i / (len(GROUPS) - 1), shade] for i, shade in enumerate(GROUPS)]
+        marker |= {"color": list(points.group), "colorscale": scale, "cmin": 0, "cmax": max(1, last)}
+        marker["colorbar"] = names
     figure.add_trace(
         go.Scatter(
-            x=list(x),
-            y=list(y),
+            x=list(points.x),
+            y=list(points.y),
             mode="markers",
-            marker={"color": POSITIVE},
-            text=[_plain(n) for n in names],
+            marker=marker,
+            text=[_plain(n) for n in points.names],
+            hovertemplate="%{text}<br>predicted %{x:.3g}, measured %{y:.3g}<extra></extra>",
             name="places",
         )
     )
     figure.update_layout(title=_plain(title), xaxis_title="predicted effect", yaxis_title="measured effect")
-    figure.update_layout(template="plotly_white")
+    above = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+    figure.update_layout(template="plotly_white", width=600, height=540, legend=above)
     return figure
 
 
 def _plain(text: str) -> str:
-    return escape.escape(html.visible(text, 200)) if text else ""
+    # Quotes stay: plotly reads tags and a few entities, and would show others as they are written.
+    return escape.escape(html.visible(text, 200), quote=False) if text else ""
