@@ -199,6 +199,39 @@ def bar(value: float, largest: float) -> str:
     return f'<div style="background:{background};height:10px;width:{width}px;min-width:1px"></div>'
 
 
+def scatter(x: Sequence[float], y: Sequence[float], names: Sequence[str], size: int = 32) -> str:
+    """Measured (up) against predicted (across) as a map of counts, with the line where both are equal in grey."""
+    low, high = min(*x, *y), max(*x, *y)
+    step = (high - low) / size or 1.0
+    found: dict[tuple[int, int], list[str]] = {}
+    for across, up, name in zip(x, y, names, strict=True):
+        at = tuple(min(size - 1, int((value - low) / step)) for value in (up, across))
+        found.setdefault(at, []).append(f"{name}: predicted {number(across)}, measured {number(up)}")
+    most = math.log1p(max(map(len, found.values())))
+    box = "padding:0;width:8px;height:8px;min-width:8px;border:0"
+    body = []
+    for up in reversed(range(size)):
+        cells = []
+        for across in range(size):
+            here = found.get((up, across), [])
+            # A single place is seen too: the scale of counts is logarithmic and begins at a third.
+            shade = colour(1 / 3 + 2 / 3 * math.log1p(len(here)) / most, 1.0)[0] if here else "#9e9e9e55"
+            ground = f";background:{shade}" if here or up == across else ""
+            more = [f"and {len(here) - 4} more"] if len(here) > 4 else []
+            hover = f' title="{escaped("; ".join([*here[:4], *more]))}"' if here else ""
+            cells.append(f'<td style="{box}{ground}"{hover}></td>')
+        body.append(f'<tr style="background:none">{"".join(cells)}</tr>')
+    said = f"measured (up) against predicted (across), both from {number(low)} to {number(high)}; grey: equal"
+    frame = "border-collapse:collapse;border:1px solid #9e9e9e;width:auto;margin:0"
+    return f'<table style="{frame}"><tbody>{"".join(body)}</tbody></table>{remark(said)}'
+
+
+def beside(left: str, right: str) -> str:
+    """Two parts side by side where there is room, one below the other where there is not."""
+    box = '<div style="display:inline-block;vertical-align:top;margin-right:24px">'
+    return f"{box}{left}</div>{box}{right}</div>"
+
+
 def predictions(meta: Mapping[str, Any], most: int = 3) -> str:
     """What the model says next and what is explained, for the last few positions that a result is about."""
     lines = []

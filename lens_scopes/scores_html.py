@@ -110,11 +110,11 @@ def _slices(scores: "Scores") -> list[tuple[str, tuple[str, ...], Tensor]]:
     tables = [("", values)]
     for dim in outer:
         tables = [
-            (f"{name} {_label(dim, label, next_token)}".strip(), part)
+            (f"{name} {label_text(dim, label, next_token)}".strip(), part)
             for name, block in tables
             for label, part in zip(scores.coords[dim], block, strict=True)
         ]
-    labels = tuple(_label(row, label, next_token) for label in scores.coords[row])
+    labels = tuple(label_text(row, label, next_token) for label in scores.coords[row])
     return [(name, labels, part) for name, part in tables]
 
 
@@ -129,12 +129,13 @@ def _largest(scores: "Scores") -> str:
             rest, at = divmod(rest, size)
             labels[dim] = (at, scores.coords[dim][at])
         at, position = labels.pop("pos")
-        where = " ".join(_label(dim, label) for dim, (_, label) in reversed(labels.items()))
+        where = " ".join(label_text(dim, label) for dim, (_, label) in reversed(labels.items()))
         rows.append((str(position), html.visible(scores.tokens[at]), where, html.number(float(flat[i]))))
     return html.heading(f"the {len(rows)} largest") + html.numbers(("position", "token", "where", "score"), rows)
 
 
-def _label(dim: str, label: Any, next_token: Mapping[int, str] = MappingProxyType({})) -> str:
+def label_text(dim: str, label: Any, next_token: Mapping[int, str] = MappingProxyType({})) -> str:
+    """A label of an axis in words; a target position with what is predicted there."""
     if dim == "site":
         layer, kind = layer_of(str(label)), str(label).rsplit("hook_", 1)[-1]
         return kind if layer is None else f"{layer} {kind}"

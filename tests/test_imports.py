@@ -38,7 +38,8 @@ LEVELS = {
 }
 #: Upwards all the same: methods of results that hand over to a function, and the demo as a part of the public names.
 #: Those from a module of results must stand inside a function.
-DELEGATIONS = {(one, other) for one in ("flows", "scores") for other in ("check", "plot", "show")} | {("", "demo")}
+DELEGATIONS = {(one, other) for one in ("flows", "scores") for other in ("check", "plot", "show")}
+DELEGATIONS |= {("patching", "plot"), ("", "demo")}
 #: Not before they are needed.
 HEAVY = {"transformer_lens", "transformers", "circuitsvis", "matplotlib", "plotly", "pandas", "scipy", "ray", "pyarrow"}
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from contextlib import nullcontext
 
 import pytest
@@ -342,7 +343,10 @@ def test_comparison_saves_shows_and_plots(tmp_path):
     assert again.predicted.probes is not None
     assert "spearman" in found._repr_html_()
     assert "script" not in found._repr_html_()
-    assert found.plot().get_xlabel() == "predicted effect"
+    (drawn, *_) = found.plot().axes
+    assert drawn.get_xlabel() == "predicted effect"
+    torch.testing.assert_close(torch.tensor(drawn.collections[0].get_offsets()[:, 1].tolist()), found._pair[1].float())
+    assert re.search(r"predicted [-\d.e]+, measured [-\d.e]+", found._repr_html_())  # on hover, place by place
 
 
 @pytest.mark.parametrize(

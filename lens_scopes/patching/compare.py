@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lens_scopes import html, results
 from lens_scopes.scores import Scores
+from lens_scopes.scores_html import label_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,21 +140,22 @@ class Comparison:
         columns = {"predicted": self.predicted.values, "measured": m.values, **self.orders}
         return results.dataframe(columns, m.dims, m.coords, {"pos": by_position})
 
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """A scatter of measured against predicted, coloured by layer, with the line measured = predicted."""
-        import matplotlib.pyplot as plt
+    def plot(self, ax: "Axes | None" = None, *, backend: Literal["matplotlib", "plotly"] = "matplotlib") -> Any:
+        """A scatter of measured against predicted, coloured by site, with the line measured = predicted.
 
-        ax = ax or plt.subplots(figsize=(5, 4.5))[1]
-        predicted, measured = self._pair
-        rows = torch.arange(len(self.measured.coords["site"])).reshape(-1, *[1] * (self.where.ndim - 1))
-        points = ax.scatter(predicted, measured, c=rows.expand(self.where.shape)[self.where], s=12, cmap="viridis")
-        ends = [float(min(predicted.min(), measured.min())), float(max(predicted.max(), measured.max()))]
-        ax.plot(ends, ends, color="grey", linewidth=0.8, label="measured = predicted")
-        ax.set(xlabel="predicted effect", ylabel="measured effect")
-        ax.set_title(f"{self.measured.meta.get('scope', '')}: Spearman {self.spearman:.2f}, n = {len(predicted)}")
-        ax.legend(frameon=False)
-        ax.figure.colorbar(points, ax=ax, label="site, in the order asked")
-        return ax
+        Args:
+            ax: matplotlib's axes to draw in; None for a figure of its own.
+            backend: "matplotlib" or "plotly".
+
+        Returns:
+            A ``matplotlib.figure.Figure``, or a ``plotly.graph_objects.Figure``.
+
+        """
+        from lens_scopes.plot import scatter
+
+        names, sites = zip(*self._places, strict=True)
+        title = f"{self._title}: Spearman {self.spearman:.2f}, n = {len(names)}"
+        return scatter(*self._pair, names=names, groups=sites, title=title, backend=backend, ax=ax)
 
     def save(self, path: str | Path) -> Path:
         """Write to one safetensors file with a JSON header, whole or not at all."""
@@ -195,9 +197,31 @@ class Comparison:
         return f"Comparison({places} places; pearson={self.pearson:.3f}, spearman={self.spearman:.3f})"
 
     def _repr_html_(self) -> str:
-        """The numbers as a table: escaped, no script."""
-        title = f"{self.measured.meta.get('scope', 'scope')}: predicted and measured effects of patches"
-        return html.figure(title, html.numbers(("", "value"), [(k, html.number(v)) for k, v in self.summary().items()]))
+        """The numbers as a table, beside a scatter of them: escaped, no script."""
+        rows = [(name, html.number(value)) for name, value in self.summary().items()]
+        names = [name for name, _ in self._places]
+        drawn = html.scatter(*(x.tolist() for x in self._pair), names) if names else ""
+        beside = html.beside(drawn, html.numbers(("", "value"), rows))
+        return html.figure(f"{self._title}: predicted and measured effects of patches", beside)
+
+    @property
+    def _title(self) -> str:
+        """The scope, with its targets as they read."""
+        scope, targets = self.measured.meta.get("scope", "scope"), self.measured.meta.get("targets") or ()
+        named = [html.visible(one["text"].strip()) for one in dict(targets[0] if targets else {}).values()]
+        return f"{scope.split('(')[0]}({' against '.join(named)})" if named else scope
+
+    @cached_property
+    def _places(self) -> list[tuple[str, str]]:
+        """Each place measured in words, and its site."""
+        m = self.measured
+        found = []
+        for index in self.where.nonzero().tolist():
+            labels = {dim: m.coords[dim][i] for dim, i in zip(m.dims, index, strict=True)}
+            token = html.visible(m.tokens[index[m.dims.index("pos")]])
+            words = " ".join(label_text(dim, label) for dim, label in labels.items() if dim != "pos")
+            found.append((f"{words} “{token}” at {labels['pos']}", label_text("site", labels["site"])))
+        return found
 
     @cached_property
     def _pair(self) -> tuple[Float[Tensor, " place"], Float[Tensor, " place"]]:
