@@ -55,6 +55,27 @@ class Flow:
         """ "norm" or "squared"; "share" after ``share()``."""
         return self.meta.get("units", "norm")
 
+    def sel(self, *, source: int) -> "Flow":
+        """The row of one source as a flow of its own: where that token's influence goes. Edges are sums and go.
+
+        Raises:
+            ValueError: all sources go together.
+            KeyError: a position that is no row of this flow.
+
+        """
+        if self.meta.get("together"):
+            msg = "all sources go together in this flow; run flow(..., sources='each') or sources=[...]"
+            raise ValueError(msg)
+        row = results.index_of({"source": self.sources}, "source", source)
+        rows = {name: getattr(self, name) for name in ("total", "heads", "mlps", "stream", "composition")}
+        return replace(
+            self,
+            **{name: None if part is None else part[row : row + 1] for name, part in rows.items()},
+            edges=self.edges if len(self.sources) == 1 else None,
+            sources=(source,),
+            probes=None if self.probes is None else self.probes[:, row : row + 1],
+        )
+
     def share(self) -> "Flow":
         """Everything as a fraction of its row's total (edges: of the sum of the totals); 0 where a total is 0."""
 

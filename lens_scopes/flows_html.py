@@ -34,7 +34,8 @@ class Edge:
 def flow_views(flow: "Flow") -> tuple[str, ...]:
     """The views this flow has."""
     edges = ("edges",) if flow.edges is not None else ()
-    return ("heads", "stream", *edges, *(() if flow.meta.get("together") else ("tokens",)))
+    alone = flow.meta.get("together") or len(flow.sources) == 1
+    return ("heads", "stream", *edges, *(() if alone else ("tokens",)))
 
 
 def flow_grids(flow: "Flow", view: str, first: First = "show") -> list[Grid]:
@@ -51,7 +52,7 @@ def flow_grids(flow: "Flow", view: str, first: First = "show") -> list[Grid]:
     whole = float(flow.total[rows].double().sum())
     if view == "heads":
         branches = torch.cat([flow.heads, flow.mlps[..., None]], -1)[rows].double().sum(0)
-        return on_one_scale([_heads(_shares(branches, whole), note, bool(flow.meta.get("together")), first)])
+        return on_one_scale([_heads(flow, _shares(branches, whole), note, first)])
     if view == "stream":
         stream = flow.stream[rows].double().sum(0)
         return on_one_scale([_stream(flow, _shares(stream, whole), note)], first)
@@ -101,9 +102,9 @@ def strongest_edges(flow: "Flow", k: int) -> list[Edge]:
     ]
 
 
-def _heads(shares: Float[Tensor, "layer branch"], note: str, together: bool, first: First) -> Grid:
+def _heads(flow: "Flow", shares: Float[Tensor, "layer branch"], note: str, first: First) -> Grid:
     layers, branches = shares.shape
-    if together and first != "show":
+    if flow.meta.get("together") and first != "show":
         note = "position 0 is in these sums: run flow(..., sources='each') to tell the sources apart"
     return Grid(
         shares.tolist(),
@@ -111,7 +112,7 @@ def _heads(shares: Float[Tensor, "layer branch"], note: str, together: bool, fir
         (*(f"H{head}" for head in range(branches - 1)), "MLP"),
         "share of the total",
         signed=True,
-        title="share of the total through each head and MLP",
+        title=f"share of the total through each head and MLP{_whose(flow)}",
         note=note,
     )
 
@@ -125,10 +126,16 @@ def _stream(flow: "Flow", shares: Float[Tensor, "depth pos"], note: str) -> Grid
         flow.tokens[:end],
         "share of the total",
         signed=True,
-        title="where the influence sits: depth by position",
+        title=f"where the influence{_whose(flow)} sits: depth by position",
         positions=tuple(range(end)),
         note=note,
     )
+
+
+def _whose(flow: "Flow") -> str:
+    if flow.meta.get("together") or len(flow.sources) != 1:
+        return ""
+    return f" of “{html.visible(flow.tokens[flow.sources[0]])}” (position {flow.sources[0]})"
 
 
 def _sources(flow: "Flow", first: First) -> tuple[list[int], str]:

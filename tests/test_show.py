@@ -124,6 +124,21 @@ def test_source_0_of_a_flow_can_be_left_out():
     assert grid.positions[0] == 1
 
 
+def test_one_source_of_a_flow():
+    travel = flow(WORDS)
+    one = travel.sel(source=2)
+    assert views.views(one) == ("heads", "stream")
+    (grid,) = views.grids(one, "stream")
+    torch.testing.assert_close(torch.tensor(grid.values), travel.stream[2] / travel.total[2])
+    assert "of “ cat” (position 2)" in grid.title
+    assert "of “ cat” (position 2)" in one.show("heads").static
+    assert one.plot("stream").axes[0].get_title(loc="left").startswith("where the influence of “ cat”")
+    with pytest.raises(KeyError, match="9"):
+        travel.sel(source=9)
+    with pytest.raises(ValueError, match="sources='each'"):
+        flow(WORDS, together=True).sel(source=2)
+
+
 def test_tokens_become_text():
     (strip,) = data(scores(HOSTILE).show("tokens"))
     for token in strip["props"]["tokens"]:
