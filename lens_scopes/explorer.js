@@ -1,4 +1,5 @@
 "use strict";
+const BLOCK = 50, QUIET = 0.05; // as in the static tables
 // Click a token: where does its influence sit at each depth, and through which heads and MLPs does it go?
 for (const data of JSON.parse(document.getElementById("lens-explorers").textContent)) {
   const root = document.getElementById(data.id);
@@ -60,16 +61,24 @@ for (const data of JSON.parse(document.getElementById("lens-explorers").textCont
   const table = (title, columns, rows, upright) => {
     const box = add(maps, "div", undefined, "lens-map");
     add(box, "div", title, "lens-heading");
-    const made = add(add(box, "div", undefined, "lens-scroll"), "table");
-    const head = add(made.createTHead(), "tr");
-    add(head, "th");
-    for (const name of columns) add(add(head, "th"), "div", name, upright ? "lens-upright" : "");
-    const body = made.createTBody();
-    const cells = rows.map((name) => {
-      const line = add(body, "tr");
-      add(line, "th", name);
-      return columns.map(() => add(line, "td"));
-    });
+    const quiet = add(box, "div", "", "note");
+    const cells = rows.map(() => []);
+    // Blocks that fit a page, one below the other.
+    const blocks = [];
+    for (let start = 0; start < columns.length; start += BLOCK) {
+      const made = add(add(box, "div", undefined, "lens-scroll"), "table");
+      const names = columns.slice(start, start + BLOCK);
+      const head = add(made.createTHead(), "tr");
+      add(head, "th");
+      for (const name of names) add(add(head, "th"), "div", name, upright ? "lens-upright" : "");
+      const body = made.createTBody();
+      rows.forEach((name, i) => {
+        const line = add(body, "tr");
+        add(line, "th", name);
+        for (const _ of names) cells[i].push(add(line, "td"));
+      });
+      blocks.push([made, start]);
+    }
     const legend = add(box, "div", "", "note");
     return (values, whole) => {
       const largest = largestOf(values);
@@ -80,6 +89,13 @@ for (const data of JSON.parse(document.getElementById("lens-explorers").textCont
         cell.title = rows[i] + ", " + columns[j] + (upright ? " (" + j + ")" : "") + ": " + number(value) + ", " + percent(share);
         if (!upright && share !== null) cell.textContent = Math.abs(value) < 0.005 * largest ? "" : Math.round(100 * share);
       }));
+      // Blocks in which nothing would be seen are hidden, and said.
+      let hidden = 0;
+      for (const [made, start] of blocks) {
+        made.hidden = blocks.length > 1 && largestOf(values.map((line) => line.slice(start, start + BLOCK))) < QUIET * largest;
+        if (made.hidden) hidden += Math.min(BLOCK, columns.length - start);
+      }
+      quiet.textContent = hidden ? hidden + " columns are not shown: all below " + 100 * QUIET + " % of the scale" : "";
       legend.textContent = "full colour at ±" + number(largest) + " (" + percent(whole ? largest / whole : null) + "); orange takes away";
     };
   };

@@ -25,7 +25,7 @@ STYLE = (
     "vertical-align:bottom;text-align:right}"
     ".lens-map thead th:not(:has(.lens-upright)){min-width:30px;text-align:center}"
     ".lens-upright{display:inline-block;writing-mode:vertical-rl;transform:rotate(180deg);white-space:pre;"
-    "font:12px ui-monospace,monospace;unicode-bidi:isolate}"
+    "font:12px/1 ui-monospace,monospace;padding:2px 0;unicode-bidi:isolate}"
 )
 
 
