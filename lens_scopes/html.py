@@ -223,7 +223,7 @@ def scatter(x: Sequence[float], y: Sequence[float], names: Sequence[str], size: 
         body.append(f'<tr style="background:none">{"".join(cells)}</tr>')
     said = f"measured (up) against predicted (across), both from {number(low)} to {number(high)}; grey: equal"
     frame = "border-collapse:collapse;border:1px solid #9e9e9e;width:auto;margin:0"
-    return f'<table style="{frame}"><tbody>{"".join(body)}</tbody></table>{remark(said)}'
+    return f'<table style="{frame}"><tbody>{"".join(body)}</tbody></table><div style="width:270px">{remark(said)}</div>'
 
 
 def beside(left: str, right: str) -> str:
@@ -289,7 +289,7 @@ def figure(title: str, *parts: str, note: str = "") -> str:
 
 def numbers(columns: Sequence[str], rows: Sequence[Sequence[str]], bars: Sequence[str] = ()) -> str:
     """A plain table of words and numbers; the first column names the row; at the end a ``bar`` where there are some."""
-    cell = "padding:2px 6px;text-align:right;white-space:nowrap;font-size:13px"
+    cell = "padding:2px 5px;text-align:right;white-space:nowrap;font-size:12px"
     head = "".join(f'<th style="{cell}">{html.escape(name)}</th>' for name in columns)
     ends = [f'<td style="{cell};text-align:left">{one}</td>' for one in bars] or [""] * len(rows)
     body = "".join(
