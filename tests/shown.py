@@ -39,6 +39,23 @@ def scores(tokens, units="norm", sites=3, seed=0, values=None):
     return ls.Scores(values, ("site", "pos"), coords, tuple(tokens), meta(tokens, units))
 
 
+def by_head(tokens, layers=2, heads=3, seed=0):
+    values = torch.rand(layers, len(tokens), heads, generator=torch.Generator().manual_seed(seed))
+    names = tuple(f"blocks.{layer}.attn.hook_z" for layer in range(layers))
+    coords = {"site": names, "pos": tuple(range(len(tokens))), "head": tuple(range(heads))}
+    return ls.Scores(values, ("site", "pos", "head"), coords, tuple(tokens), meta(tokens, "norm"))
+
+
+def by_target(tokens, targets=3, seed=0):
+    """The last few positions explained, at one site; what is predicted at each means harm too."""
+    values = torch.rand(targets, len(tokens), generator=torch.Generator().manual_seed(seed))
+    positions = tuple(range(len(tokens) - targets, len(tokens)))
+    said = [[{"id": 1, "text": text, "p": 0.5}] for text in HOSTILE[:targets]]
+    coords = {"target_pos": positions, "pos": tuple(range(len(tokens)))}
+    about = meta(tokens, "norm") | {"positions": list(positions), "predictions": said, "targets": None}
+    return ls.Scores(values, ("target_pos", "pos"), coords, tuple(tokens), about)
+
+
 def flow(tokens, layers=2, heads=3, together=False, edges=True, seed=0):
     """Random, but for what the views rely on: rows of the stream sum to the total, edges are causal."""
     generator = torch.Generator().manual_seed(seed)
