@@ -245,7 +245,8 @@ def predictions(meta: Mapping[str, Any], most: int = 3) -> str:
             for guess in top
         )
         named = {
-            key: token(one["text"]) for key, one in dict(meta["targets"][n] if meta.get("targets") else {}).items()
+            key: token(one["text"].strip(" ") or one["text"])
+            for key, one in dict(meta["targets"][n] if meta.get("targets") else {}).items()
         }
         aim = f"explained: {' against '.join(f'“{text}”' for text in named.values())}; " if named else ""
         lines.append(f'<div style="opacity:.8;font-size:90%">{aim}predicted after position {position}: {guesses}</div>')
