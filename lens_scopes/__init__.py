@@ -1,6 +1,8 @@
 """Jacobian Scopes for TransformerLens: which tokens, at which layer, through which heads, a prediction depends on."""
 
-from lens_scopes import demo, evaluate, patching
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from lens_scopes.fisher import Fisher
 from lens_scopes.flow import flow
 from lens_scopes.flows import Flow
@@ -13,6 +15,9 @@ from lens_scopes.score import score, score_batch
 from lens_scopes.scores import Scores
 from lens_scopes.show import Shown, show
 from lens_scopes.state import Cotangents, FinalState
+
+if TYPE_CHECKING:
+    from lens_scopes import demo, evaluate, patching
 
 __version__ = "0.1.0"
 
@@ -40,3 +45,11 @@ __all__ = [
     "score_batch",
     "show",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Namespaces are imported when they are first used: whoever only scores does not wait for them."""
+    if name in ("demo", "evaluate", "patching"):
+        return import_module(f"lens_scopes.{name}")
+    msg = f"module 'lens_scopes' has no attribute {name!r}"
+    raise AttributeError(msg)

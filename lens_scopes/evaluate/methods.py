@@ -89,7 +89,8 @@ def _scores(question: Question, scope: Scope, along: str | None = None) -> Value
 
 
 def _log_prob(question: Question) -> Metric:
-    return Metric(lambda logits: logits[0, -1].log_softmax(-1)[question.target], name="log p")
+    # In float64: the gradient is 1 − p at the target, of which float32 leaves little where the model is sure.
+    return Metric(lambda logits: logits[0, -1].double().log_softmax(-1)[question.target], name="log p")
 
 
 def _semantic(question: Question) -> Values:
@@ -189,7 +190,7 @@ def _gradients(question: Question, embeddings: Float[Tensor, "point pos d"], of:
         captured = run_to_last_residual(host, tokens, ["hook_embed"], hooks=[("hook_embed", _hook(put(points)))])
         with torch.inference_mode(mode=False), torch.enable_grad(), host.frozen():
             z = readout.transform(raw_logits(host, final_norm(host, captured.last[:, question.position])))
-            value = z if of == "z" else z.log_softmax(-1)
+            value = z if of == "z" else z.double().log_softmax(-1)
             (gradient,) = torch.autograd.grad(value[:, question.target].sum(), captured.sites["hook_embed"])
         found.append(gradient)
     return torch.cat(found)
