@@ -112,7 +112,7 @@ def _heads(flow: "Flow", shares: Float[Tensor, "layer branch"], note: str, first
         (*(f"H{head}" for head in range(branches - 1)), "MLP"),
         "share of the total",
         signed=True,
-        title=f"share of the total through each head and MLP{_whose(flow)}",
+        title=f"share of the total{_whose(flow)} through each head and MLP",
         note=note,
     )
 
@@ -135,7 +135,8 @@ def _stream(flow: "Flow", shares: Float[Tensor, "depth pos"], note: str) -> Grid
 def _whose(flow: "Flow") -> str:
     if flow.meta.get("together") or len(flow.sources) != 1:
         return ""
-    return f" of “{html.visible(flow.tokens[flow.sources[0]])}” (position {flow.sources[0]})"
+    token = flow.tokens[flow.sources[0]]
+    return f" of “{html.visible(token.strip(' ') or token)}” (position {flow.sources[0]})"
 
 
 def _sources(flow: "Flow", first: First) -> tuple[list[int], str]:

@@ -193,8 +193,8 @@ def short(value: float, largest: float) -> str:
 
 
 def bar(value: float, largest: float) -> str:
-    """A bar of the value's colour and length."""
-    background, _ = colour(math.copysign(largest, value) if math.isfinite(value) else value, largest)
+    """A bar of the value's length, in a shade of its sign's colour that is seen on light and on dark pages."""
+    background, _ = colour(math.copysign(0.7 * largest, value) if math.isfinite(value) else value, largest)
     width = round(90 * min(1.0, abs(value) / largest)) if math.isfinite(value) else 0
     return f'<div style="background:{background};height:10px;width:{width}px;min-width:1px"></div>'
 

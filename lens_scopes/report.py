@@ -1,5 +1,6 @@
 """One self-contained page about some results: prompt, prediction, every view, provenance, and an explorer."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,8 @@ class _Page:
 
 def provenance(result: Any) -> list[tuple[str, str]]:
     """How a result came about, as far as it knows: names and values as text."""
-    meta = dict(getattr(result, "meta", None) or {})
+    # A comparison is about what was measured.
+    meta = dict(getattr(result, "meta", None) or getattr(getattr(result, "measured", None), "meta", None) or {})
     if not meta:
         return []
     processing = [
@@ -135,9 +137,9 @@ def provenance(result: Any) -> list[tuple[str, str]]:
         ("scope", meta.get("scope")),
         ("units", meta.get("units")),
         ("position", meta.get("position")),
-        ("targets", meta.get("targets")),
-        ("coverage", meta.get("coverage")),
-        ("notes", meta.get("notes")),
+        ("targets", _targets(meta.get("targets") or ())),
+        ("coverage", _once(meta.get("coverage"))),
+        ("notes", _once(meta.get("notes"))),
         ("frozen", ", ".join(meta.get("freeze", ())) or "nothing"),
         ("along", meta.get("along")),
         ("method", meta.get("method")),
@@ -147,3 +149,15 @@ def provenance(result: Any) -> list[tuple[str, str]]:
         ("token ids", " ".join(map(str, meta.get("token_ids", ())))),
     ]
     return [(name, str(value)) for name, value in facts if value not in (None, "", [], {})]
+
+
+def _once(values: Any) -> Any:
+    """What is the same for every position explained, once."""
+    same = isinstance(values, list | tuple) and len(values) > 0 and all(value == values[0] for value in values)
+    return values[0] if same else values
+
+
+def _targets(targets: Sequence[Mapping[str, Any]]) -> str:
+    """The explained tokens with their ids, position by position."""
+    each = [" against ".join(f"{one['text']!r} ({one['id']})" for one in named.values()) for named in targets]
+    return "; ".join(filter(None, each))

@@ -9,6 +9,8 @@ from lens_scopes import circuits, html, results, views
 from lens_scopes.grids import First
 
 _MOST_HEIGHT = 760
+# Their interactive view colours by one row at a time: the map of all rows is open below it.
+_BY_ROW = ("layers", "heads", "targets", "stream")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Shown:
         return (
             f'<iframe sandbox="allow-scripts" srcdoc="{frame}" title="{html.token(self.title, 200)}" '
             f'style="width:100%;height:{self.height}px;border:0;background:#fff;color-scheme:light"></iframe>'
-            '<details><summary style="cursor:pointer">Static view (works without script)</summary>'
+            f'<details{self._open}><summary style="cursor:pointer">Static view (works without script)</summary>'
             f"{self.static}</details>"
         )
 
@@ -49,7 +51,13 @@ class Shown:
         return self.static + (html.remark(self.note) if self.note else "")
 
     def _whole(self, document: str) -> str:
-        return document.replace("<!--static-->", f"<details><summary>Static view</summary>{self.static}</details>", 1)
+        return document.replace(
+            "<!--static-->", f"<details{self._open}><summary>Static view</summary>{self.static}</details>", 1
+        )
+
+    @property
+    def _open(self) -> str:
+        return " open" if self.view in _BY_ROW else ""
 
     def __repr__(self) -> str:
         """One line."""

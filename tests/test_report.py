@@ -2,13 +2,15 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 import lens_scopes as ls
 from lens_scopes.explorer import explorer_data
-from shown import HOSTILE, flow, scores
+from lens_scopes.report import provenance
+from shown import HOSTILE, by_target, flow, scores
 
 WORDS = ("<s>", " the", " cat", " sat", ".")
 
@@ -45,6 +47,19 @@ def test_the_bundle_comes_once_and_nothing_from_outside(tmp_path):
 def test_the_same_bytes(tmp_path):
     one, two = (ls.report([scores(WORDS), flow(WORDS)], tmp_path / name) for name in ("1.html", "2.html"))
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_provenance_reads_well():
+    facts = dict(provenance(scores(WORDS)))
+    assert facts["targets"] == "' <b>' (1) against 'y' (2)"
+    several = by_target(WORDS)
+    several = replace(several, meta={**several.meta, "targets": [{}, {}, {}], "coverage": [1.0] * 3, "notes": [{}] * 3})
+    facts = dict(provenance(several))
+    assert "targets" not in facts
+    assert "notes" not in facts
+    assert facts["coverage"] == "1.0"
+    facts = dict(provenance(ls.patching.compare(scores(WORDS, "signed"), scores(WORDS, "signed", seed=1))))
+    assert facts["model"] == "<i>model</i> as HookedTransformer, float32"
 
 
 def test_written_whole_or_not_at_all(tmp_path, monkeypatch):

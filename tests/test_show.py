@@ -130,9 +130,9 @@ def test_one_source_of_a_flow():
     assert views.views(one) == ("heads", "stream")
     (grid,) = views.grids(one, "stream")
     torch.testing.assert_close(torch.tensor(grid.values), travel.stream[2] / travel.total[2])
-    assert "of “ cat” (position 2)" in grid.title
-    assert "of “ cat” (position 2)" in one.show("heads").static
-    assert one.plot("stream").axes[0].get_title(loc="left").startswith("where the influence of “ cat”")
+    assert "of “cat” (position 2)" in grid.title
+    assert "of “cat” (position 2)" in one.show("heads").static
+    assert one.plot("stream").axes[0].get_title(loc="left").startswith("where the influence of “cat”")
     with pytest.raises(KeyError, match="9"):
         travel.sel(source=9)
     with pytest.raises(ValueError, match="sources='each'"):
@@ -208,7 +208,8 @@ def test_save(tmp_path):
     shown = scores(WORDS).show()
     text = shown.save(tmp_path / "page.html").read_text(encoding="utf-8")
     assert text.startswith("<!doctype html>")
-    assert "<details><summary>Static view" in text
+    assert "<details open><summary>Static view" in text
+    assert "<details><summary" in scores(WORDS).show("tokens")._repr_html_()
     flow(WORDS).show("heads").save(tmp_path / "static.html")
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["page.html", "static.html"]
     with pytest.raises(FileNotFoundError, match="no directory"):
