@@ -1,6 +1,6 @@
 """The views of a Flow: layers by heads and MLP, the stream by depth and position, edges, sources; and as HTML."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -75,12 +75,24 @@ def flow_html(flow: "Flow", view: str | None = None, first: First = "show") -> s
 def flow_body(flow: "Flow", view: str, first: First = "show") -> str:
     """A view without title and prediction; caps what it draws and says so."""
     if view == "edges":
-        return _listed_edges(flow)
+        kept, note = edges_kept(flow, first)
+        return _listed_edges(kept) + (html.remark(note) if note else "")
     (grid,) = flow_grids(flow, view, first)
     if len(grid.rows) * len(grid.columns) > _MOST_CELLS:
         size = f"{len(grid.rows)} x {len(grid.columns)}"
         return html.heading(f"{grid.title}: {size} cells are more than the {_MOST_CELLS} drawn here")
     return grid.html() + grid.legend() + (html.remark(grid.note) if grid.note else "")
+
+
+def edges_kept(flow: "Flow", first: First) -> tuple["Flow", str]:
+    """The flow without the edges that start at position 0 (as zeros) where they are not to be shown, and a note."""
+    check_first(first)
+    if first == "show" or flow.edges is None or flow.edges.shape[-1] < 2:
+        return flow, ""
+    sizes = flow.edges.abs().sum((0, 1, 2, 3)).double()
+    told = f": they have {percent(float(sizes[0]), float(sizes.sum()))} of the sum of magnitudes"
+    rest = torch.cat([torch.zeros_like(flow.edges[..., :1]), flow.edges[..., 1:]], -1)
+    return replace(flow, edges=rest), f"edges from position 0 are left out{told if first == 'share' else ''}"
 
 
 def strongest_edges(flow: "Flow", k: int) -> list[Edge]:

@@ -9,7 +9,7 @@ import torch
 from lens_scopes import html
 from lens_scopes.circuits import Figure, attention_heads, colored_tokens, colored_tokens_multi
 from lens_scopes.flows import Flow
-from lens_scopes.flows_html import EDGE_KINDS, flow_body, flow_grids, flow_html, flow_title, flow_views
+from lens_scopes.flows_html import EDGE_KINDS, edges_kept, flow_body, flow_grids, flow_html, flow_title, flow_views
 from lens_scopes.grids import First, Grid, check_first
 from lens_scopes.scores import Scores
 from lens_scopes.scores_html import scores_body, scores_grids, scores_html, scores_title, scores_views
@@ -97,7 +97,7 @@ def figures(result: Any, view: str | None, first: First = "show") -> tuple[list[
     if view is None or (view == "heads" and isinstance(result, Flow)):
         return [], ""
     if view == "edges":
-        return _edges(result)
+        return _edges(*edges_kept(result, first))
     tables = grids(result, view, first)
     if len(tables[0].columns) > MOST_TOKENS:
         return [], f"{len(tables[0].columns)} tokens are more than the {MOST_TOKENS} of an interactive view"
@@ -125,7 +125,7 @@ def _tokens_figure(grid: Grid, kept: Sequence[int]) -> Figure:
     return Figure(made.component, made.props, made.height, title=grid.title, note=note)
 
 
-def _edges(flow: Flow) -> tuple[list[Figure], str]:
+def _edges(flow: Flow, about_first: str) -> tuple[list[Figure], str]:
     """Value and pattern edges of the heads that carry most, as many as can be drawn."""
     if flow.edges is None:
         return [], ""
@@ -158,7 +158,8 @@ def _edges(flow: Flow) -> tuple[list[Figure], str]:
     left = strength.numel() - len(heads)
     those = "the head" if len(heads) == 1 else f"the {len(heads)} heads"
     capped = f"{those} with the strongest edges, strongest first; {left} others are not drawn" if left else ""
-    return [Figure(made.component, made.props, made.height, note=note)], capped
+    said = "; ".join(filter(None, (about_first, capped)))
+    return [Figure(made.component, made.props, made.height, note=note)], said
 
 
 def _spread(count: int, most: int) -> list[int]:

@@ -122,6 +122,13 @@ def test_source_0_of_a_flow_can_be_left_out():
     assert "sources='each'" in grid.note
     (grid,) = views.grids(travel, "stream", "hide")
     assert grid.positions[0] == 1
+    shown = travel.show("edges", first="share")
+    sizes = travel.edges.abs().sum((0, 1, 2, 3))
+    told = f"edges from position 0 are left out: they have {100 * float(sizes[0] / sizes.sum()):.3g} %"
+    assert told in shown.note
+    assert told in shown.static
+    assert not torch.tensor(data(shown)[0]["props"]["attention"])[..., 0].any()
+    assert "(0)</td>" not in travel.show("edges", first="hide").static.replace("destination", "")
 
 
 def test_one_source_of_a_flow():
