@@ -189,7 +189,9 @@ def short(value: float, largest: float) -> str:
     if not 0.01 <= largest < 1000:
         return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
     text = f"{value:.{max(0, 1 - math.floor(math.log10(largest / 4)))}f}"
-    return text if float(text) else ""
+    if not float(text):
+        return ""
+    return text.replace("0.", ".", 1) if largest < 0.1 else text  # four places fit a cell without the zero only
 
 
 def bar(value: float, largest: float) -> str:

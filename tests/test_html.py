@@ -225,6 +225,7 @@ def test_a_long_prompt_folds_what_is_pale():
 def test_numbers_in_cells_are_never_minus_zero():
     assert html.short(-0.004, 0.431) == ""
     assert html.short(-0.02, 0.431) == "-0.02"
+    assert html.short(-0.0019, 0.0197) == "-.0019"
 
 
 def test_rows_by_target_say_what_is_predicted_there():
