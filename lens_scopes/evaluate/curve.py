@@ -72,7 +72,7 @@ class Curve:
         """The mean with its 95 % interval against the share of tokens."""
         import matplotlib.pyplot as plt
 
-        ax = ax or plt.subplots(figsize=(5, 3.5))[1]
+        ax = ax or plt.subplots(figsize=(5, 3.5), layout="constrained")[1]
         low, high = self.interval()
         (line,) = ax.plot(self.fractions, self.mean, marker=".", label=label)
         ax.fill_between(self.fractions, low, high, alpha=0.2, color=line.get_color())
