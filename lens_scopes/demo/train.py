@@ -4,9 +4,7 @@ The data are made on the way, one stream of drafts for each kind, seeded. The lo
 word, with weight 1 where the word is determined by what comes before it, 0.1 where it is not, and 0 where it cannot
 be learnt at all. The weights are stored in float16.
 
-One thing is set up instead of learnt: at the start, the heads of the first layer look 1, 2, 3, ... words back. A model
-of this size finds a dictionary entry only after it has found that, by itself, and from that many words alone it
-did not: within 1500 steps its choice among the values stayed a guess. Nothing is held fixed afterwards.
+Some heads are set up instead of learnt (see `start`); nothing is held fixed afterwards.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
 from jaxtyping import Float, Int
@@ -27,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lens_scopes.demo.draft import Draft
 from lens_scopes.demo.generators import GENERATORS
+from lens_scopes.demo.start import set_up
 from lens_scopes.demo.vocabulary import BOS, EOS, PAD, vocabulary
 
 MODEL_DIR = Path(__file__).parent / "model"
@@ -90,7 +89,7 @@ def train(config: str | Config, out_dir: str | Path) -> Path:
         torch.manual_seed(config.seed)
         model = build_model(config)
         print(f"config {asdict(config)}", f"parameters {model.num_parameters()}", sep="\n", file=log, flush=True)
-        _look_back(model)
+        set_up(model)
         _fit(model, config, log)
         model.eval()
         model.half().save_pretrained(out)
@@ -140,28 +139,6 @@ def _config(config: str | Config) -> Config:
         msg = f"there is no configuration {config!r}; write one of {', '.join(CONFIGS)}, or give a Config"
         raise ValueError(msg)
     return CONFIGS[config]
-
-
-def _look_back(model: LlamaForCausalLM) -> None:
-    """Sets the first layer up so that its head h looks h + 1 words back, whatever the words are.
-
-    All embeddings get a coordinate in common. Queries and keys read it into the three fastest rotary planes, where the
-    keys are turned ahead by h + 1 positions.
-    """
-    attention: Any = model.model.layers[0].self_attn
-    embedding = model.model.embed_tokens.weight
-    d_head, planes = attention.head_dim, torch.arange(3)
-    angle = model.model.rotary_emb.inv_freq[planes]
-    # The norm scales the common coordinate to about sqrt(d_model / 2); the sharpest score is to be 20.
-    length = (20 * d_head**0.5 / len(planes) / (embedding.shape[1] / 2)) ** 0.5
-    with torch.no_grad():
-        embedding[:, 0] = 1.0
-        for head in range(model.config.num_attention_heads):
-            for weight, ahead in ((attention.q_proj.weight, 0), (attention.k_proj.weight, head + 1)):
-                rows = weight[head * d_head : (head + 1) * d_head]
-                rows *= 0.1
-                rows[planes, 0] = length * torch.cos(ahead * angle)
-                rows[planes + d_head // 2, 0] = length * torch.sin(ahead * angle)
 
 
 def _fit(model: LlamaForCausalLM, config: Config, log: TextIO) -> None:

@@ -6,6 +6,9 @@ either key there is no match any more, and a new value is the new answer.
 
 Held out: the pair of key and value. No dictionary seen in training holds a held-out pair; every pair of a held-out
 case is one.
+
+A quarter of what is trained on is plainer: a list of values, said twice. It is the test that induction heads are known
+by, so the model has to have met it; no case is of this form.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from lens_scopes.demo.vocabulary import COLONS, COMMAS, KEYS, NOTHING, VALUES
 
 def draft(rng: Random, held_out: bool) -> Draft:
     """Returns a dictionary of two to six pairs with one query (in training up to four)."""
+    if not held_out and rng.random() < 0.25:
+        return _said_twice(rng)
     pairs = _pairs(rng, rng.randint(2, 6), held_out)
     asked, other = rng.sample(pairs, 2)
     keys, values = [key for key, _ in pairs], [value for _, value in pairs]
@@ -59,6 +64,24 @@ def draft(rng: Random, held_out: bool) -> Draft:
         document=tuple(document),
         graded=tuple(range(len(words), len(document), 4)),
         unknowable=tuple(i for i in range(len(document)) if i % 2 == 0 and (i < len(words) or i % 4 == 0)),
+    )
+
+
+def _said_twice(rng: Random) -> Draft:
+    """Returns a list said twice, for training alone: from its second word on, the second round is determined."""
+    said = rng.sample(VALUES, rng.randint(5, 14))
+    document, n = (*said, *said), len(said)
+    return Draft(
+        kind="induction",
+        words=document[: n + 1],
+        pools=((),) * (n + 1),
+        causes=(0, 1, n),
+        answer=said[1],
+        versus=None,
+        twin=document[: n + 1],
+        document=document,
+        graded=tuple(range(n + 1, 2 * n)),
+        unknowable=tuple(range(n + 1)),
     )
 
 
