@@ -4,8 +4,8 @@
 
 Induction: prefix matching is measured in the usual way, on words drawn at random and said twice (from each word of the
 second round, the attention to the word after its first occurrence), and on the prompts themselves, "key : value ,
-key : value , ... key :", where this model's heads look at the mark that ends a pair: attention from the last token to the end
-of the asked pair, less that to the end of another pair on average. Indirect objects: TransformerLens's own patching puts each head's output of the clean
+key : value , ... key :": attention from the last token to the value that follows the same key and mark, less that to the
+other values on average. Indirect objects: TransformerLens's own patching puts each head's output of the clean
 run into the corrupted one, at all positions; 1 is the whole way from the corrupted to the clean logit difference.
 """
 
@@ -83,15 +83,15 @@ def attention(model, cases, to) -> torch.Tensor:
 
 
 def matching(model, cases) -> torch.Tensor:
-    """Attention from the last token to the end of the asked pair, less its mean over the other pairs, [case, layer, head]."""
+    """Attention from the last token to the asked value, less its mean over the other values, [case, layer, head]."""
     found = []
     for case in cases:
         with torch.no_grad():
             _, cache = model.run_with_cache(model.to_tokens(case.prompt))
         _, value, query = case.causes
-        others = [i for i in range(4, query, 4) if i != value + 1]  # <bos> key : value , key : value , ...
+        others = [i for i in range(3, query, 4) if i != value]  # <bos> key : value , key : value , ...
         look = torch.stack([p[0, :, -1] for p in patterns(model, cache)])
-        found.append(look[..., value + 1] - look[..., others].mean(-1))
+        found.append(look[..., value] - look[..., others].mean(-1))
     return torch.stack(found)
 
 
@@ -140,7 +140,7 @@ def induction(model, n: int) -> list[str]:
         "share of the flow": share.mean(0),
         "share of the value's": carried.mean(0),
         "share of the changed token's": change.mean(0),
-        "pair matching": match.mean(0),
+        "prefix matching, in the prompt": match.mean(0),
         "prefix matching, random words": prefix,
         "patching the head": effect.mean(0),
     }
@@ -153,14 +153,14 @@ def induction(model, n: int) -> list[str]:
         *table(columns, "share of the flow"),
         "",
         _first("Of all heads", share, columns),
-        _first("Of the heads above layer 0, which alone can match pairs,", above, columns),
-        f"Over the heads above layer 0, the share of the flow and pair matching correlate with Pearson {pearsonr(*later)[0]:.2f}, "
+        _first("Of the heads above layer 0, which alone can match,", above, columns),
+        f"Over the heads above layer 0, the share of the flow and prefix matching in the prompt correlate with Pearson {pearsonr(*later)[0]:.2f}, "
         f"Spearman {spearmanr(*later)[0]:.2f}.",
         "",
         *HEADER,
         correlations("flow, all tokens together", share, effect),
         correlations("flow of the token that is changed", change, effect),
-        correlations("pair matching", match, effect),
+        correlations("prefix matching, in the prompt", match, effect),
     ]
 
 

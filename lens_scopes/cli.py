@@ -63,7 +63,7 @@ def score(
                 loaded,
                 prompt,
                 recipe,
-                position=_positions(position),
+                position=_positions(position, "all", "--position"),
                 sites=None if sites is None else [name.strip() for name in sites.split(",")],
                 along=along,  # type: ignore[arg-type] - score says what it knows
             )
@@ -77,6 +77,51 @@ def score(
             _write_json(scores, json_path)
         if save_path is html_path is json_path is None:
             say(*tables.of_scores(scores))
+
+
+@app.command(
+    epilog="Example: lens-scopes flow 'blick : tove , dax : wug , blick :' --target tove --versus wug --paths 5"
+)
+def flow(
+    prompt: Annotated[str, typer.Argument(help="The text whose next token is explained.")],
+    model: Model = None,
+    backend: WhichBackend = Backend.auto,
+    scope: Annotated[ScopeName, typer.Option(help="What the influence is on.")] = ScopeName.semantic,
+    target: Annotated[
+        str | None, typer.Option(help="semantic: a token, or #id. (default: what the model predicts)")
+    ] = None,
+    versus: Annotated[str | None, typer.Option(help="semantic: the token whose logit is subtracted, or #id.")] = None,
+    passes: Annotated[
+        str | None, typer.Option(help="fisher: how many backward passes to spend, or 'exact'. (default: 16)")
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="fisher: the paper's truncation to this rank instead.")] = None,
+    position: Annotated[int, typer.Option(help="Whose next token.")] = -1,
+    sources: Annotated[
+        str | None, typer.Option(help="'each', or positions by commas. (default: all tokens together)")
+    ] = None,
+    edges: Annotated[bool, typer.Option("--edges", help="Keep which token reads which, by head.")] = False,
+    top: Annotated[int, typer.Option(help="How many heads and MLPs to print.")] = 10,
+    paths: Annotated[int, typer.Option(help="How many routes through the heads to print.")] = 0,
+    html_path: Annotated[
+        Path | None,
+        typer.Option("--html", help="Write a page; with --sources each it has an explorer."),
+    ] = None,
+    save_path: Annotated[Path | None, typer.Option("--save", help="Write what Flow.load reads.")] = None,
+) -> None:
+    """Split the scores of a PROMPT over heads, MLPs and positions, and print what carries most."""
+    with one_line_errors():
+        recipe = scope_of(scope, target, versus, passes, rank)
+        with quiet():
+            loaded = ls.demo.load(backend.value) if model is None else ls.load(model, backend=backend.value)
+            wanted = None if sources is None else _positions(sources, "each", "--sources")
+            rows = [wanted] if isinstance(wanted, int) else wanted
+            found = ls.flow(loaded, prompt, recipe, position=position, sources=rows, edges=edges)
+            routes = found.paths(paths) if paths else None
+        if save_path is not None:
+            found.save(save_path)
+        if html_path is not None:
+            ls.report(found, html_path)
+        say(*tables.of_flow(found, top, routes))
 
 
 @app.command(epilog="Example: lens-scopes demo --backend bridge --out demo.html")
@@ -118,10 +163,10 @@ def main() -> None:
     app()
 
 
-def _positions(text: str) -> Any:
-    if text == "all":
-        return "all"
-    numbers = [integer(part, "--position") for part in text.split(",")]
+def _positions(text: str, word: str, option: str) -> Any:
+    if text == word:
+        return word
+    numbers = [integer(part, option) for part in text.split(",")]
     return numbers if "," in text else numbers[0]
 
 

@@ -8,10 +8,13 @@ from rich.table import Table
 from rich.text import Text
 
 from lens_scopes import html
+from lens_scopes.flows import Flow
 from lens_scopes.scores import Scores
 from lens_scopes.sites import EMBED
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lens_scopes.demo import Case
 
 _BAR = 24
@@ -85,6 +88,33 @@ def of_case(case: "Case", found: Mapping[str, Scores]) -> Iterable[Any]:
         yield f"{name:>12} is largest at {top}, {html.visible(case.tokens[top])!r}: {verdict}"
 
 
+def of_flow(flow: Flow, top: int, routes: "pd.DataFrame | None") -> Iterable[Any]:
+    """What carries most: heads and MLPs with their shares, how heads got theirs, and routes if there are any."""
+    whole = float(flow.total.double().sum())
+    whose = "all tokens together" if flow.meta.get("together") else f"{len(flow.sources)} source tokens"
+    yield f"{flow.meta['scope']} on {flow.meta['model']}: {html.number(whole)} ({_UNITS[flow.units]}), {whose}"
+    yield _prediction(flow, 0)
+    frame = flow.top(top)
+    split = flow.composition is not None
+    table = _table(
+        "influence", "share", *(("by queries", "by keys", "by values") if split else ()), first="", names="part"
+    )
+    for row in frame.to_dict("records"):
+        name = f"MLP {row['layer']}" if row["kind"] == "mlp" else f"{row['layer']}.{row['head']}"
+        parts = [_percent(row[key], whole) if row["kind"] == "head" else "" for key in "qkv"] if split else []
+        table.add_row("", name, html.number(row["influence"]), _percent(row["influence"], whole), *parts)
+    yield table
+    if routes is not None:
+        yield "Routes through the heads, each with its exact share:"
+        for row in routes.to_dict("records"):
+            yield f"{_percent(row['influence'], whole):>8}  {row['path']}"
+    yield f"No conservation law is broken by more than {flow.residual:.1e} of the total."
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
 def _bars(scores: Scores) -> Table:
     """One row per token: score, standard error, bar."""
     stderr = scores.stderr
@@ -108,16 +138,16 @@ def _bar(scores: Scores, i: int, width: int) -> Text:
     return Text(("▒" if value < 0 else "█") * blocks + mark, style="red" if value < 0 else "blue")
 
 
-def _table(*numbers: str) -> Table:
+def _table(*numbers: str, first: str = "pos", names: str = "token") -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("pos", justify="right")
-    table.add_column("token", no_wrap=True)
+    table.add_column(first, justify="right")
+    table.add_column(names, no_wrap=True)
     for name in numbers:
         table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
-def _prediction(scores: Scores, n: int) -> str:
+def _prediction(scores: Scores | Flow, n: int) -> str:
     position, top = scores.meta["positions"][n], scores.meta["predictions"][n]
     guesses = ", ".join(f"{html.visible(guess['text'])} {guess['p']:.1%}" for guess in top[:3])
     return f"After position {position} the model predicts: {guesses}"

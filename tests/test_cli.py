@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -144,7 +145,35 @@ def test_the_traceback_is_there_on_request():
     assert isinstance(result.exception, FileNotFoundError)
 
 
-@pytest.mark.parametrize("command", ["score", "demo"])
+@pytest.mark.host
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_flow_prints_what_carries_most_and_writes_it(tmp_path, backend):
+    saved, page = tmp_path / "flow.safetensors", tmp_path / "flow.html"
+    options = ["--sources", "each", "--top", 3, "--paths", 2, "--edges", "--save", saved, "--html", page]
+    shown = call("flow", PROMPT, "--model", tiny.directory("gpt2"), "--backend", backend, *options).stdout
+    wanted = ls.flow(ls.load(tiny.directory("gpt2"), backend=backend), PROMPT, ls.Semantic(), sources="each")
+    top = wanted.top(3)
+    found = re.findall(r"^ +(MLP (\d+)|(\d+)\.(\d+)) +(-?[\d.e-]+) +(-?[\d.]+) %", shown, flags=re.MULTILINE)
+    assert [(row[3] or None) for row in found] == [None if h is pd.NA else str(h) for h in top["head"].tolist()]
+    assert [float(row[4]) for row in found] == pytest.approx(top.influence.tolist(), rel=0.01)
+    assert [float(row[5]) for row in found] == pytest.approx((100 * top.share).tolist(), abs=0.06)
+    assert len(re.findall("→ prediction$", shown, flags=re.MULTILINE)) == 2
+    assert "rest" in shown
+    loaded = ls.Flow.load(saved)
+    torch.testing.assert_close(loaded.heads, wanted.heads)
+    assert loaded.edges is not None
+    assert "lens-explorers" in page.read_text(encoding="utf-8")
+
+
+def test_flow_of_some_sources():
+    shown = call("flow", PROMPT, "--model", tiny.directory("gpt2"), "--sources", "1,2", "--scope", "fisher").stdout
+    assert "2 source tokens" in shown
+    assert "squared" in shown
+    result = call("flow", PROMPT, "--model", tiny.directory("gpt2"), "--sources", "all", code=2)
+    assert "--sources got 'all'" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["score", "flow", "demo"])
 def test_help_has_an_example(command):
     assert f"lens-scopes {command}" in " ".join(plain(call(command, "--help").stdout).split())
 
