@@ -80,11 +80,11 @@ def flow(
         >>> bool((flow.stream.sum(-1) / flow.total - 1).abs().max() < 1e-4), flow.residual < 1e-4
         (True, True)
 
-        The strongest route through two heads is a lookup: 0.2 looks three words back and writes each key to the mark
-        that ends its pair; from the last word 1.1 looks at the mark of the pair whose key was asked for.
+        The strongest route through two heads is a lookup: 0.0 looks one word back, so that the last mark knows which
+        key is asked for; 1.1 looks from there at the value that follows the same key and mark.
 
         >>> next(path for path in flow.paths(10).path if path.count("→") == 3)
-        'source → 0.2 → 1.1 → prediction'
+        'source → 0.0 → 1.1 → prediction'
 
     """
     host = Host(model)
