@@ -29,6 +29,8 @@ def test_the_code_runs(tmp_path, monkeypatch):
     assert (tmp_path / "fisher.safetensors").is_file()
     assert names["scores"].dims == ("site", "pos")
     assert names["fisher"].stderr is not None
+    assert names["flow"].residual < 1e-4
+    assert (tmp_path / "report.html").is_file()
 
 
 def test_the_commands_are_targets_of_the_makefile():
