@@ -207,8 +207,8 @@ def scatter(x: Sequence[float], y: Sequence[float], names: Sequence[str], size: 
     step = (high - low) / size or 1.0
     found: dict[tuple[int, int], list[str]] = {}
     for across, up, name in zip(x, y, names, strict=True):
-        at = tuple(min(size - 1, int((value - low) / step)) for value in (up, across))
-        found.setdefault(at, []).append(f"{name}: predicted {number(across)}, measured {number(up)}")
+        row, column = (min(size - 1, int((value - low) / step)) for value in (up, across))
+        found.setdefault((row, column), []).append(f"{name}: predicted {number(across)}, measured {number(up)}")
     most = math.log1p(max(map(len, found.values())))
     box = "padding:0;width:8px;height:8px;min-width:8px;border:0"
     body = []

@@ -153,8 +153,8 @@ def provenance(result: Any) -> list[tuple[str, str]]:
 
 def _once(values: Any) -> Any:
     """What is the same for every position explained, once."""
-    same = isinstance(values, list | tuple) and len(values) > 0 and all(value == values[0] for value in values)
-    return values[0] if same else values
+    each = list(values) if isinstance(values, list | tuple) else []
+    return each[0] if each and all(value == each[0] for value in each) else values
 
 
 def _targets(targets: Sequence[Mapping[str, Any]]) -> str:

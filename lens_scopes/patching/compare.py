@@ -200,7 +200,8 @@ class Comparison:
         """The numbers as a table, beside a scatter of them: escaped, no script."""
         rows = [(name, html.number(value)) for name, value in self.summary().items()]
         names = [name for name, _ in self._places]
-        drawn = html.scatter(*(x.tolist() for x in self._pair), names) if names else ""
+        predicted, measured = (x.tolist() for x in self._pair)
+        drawn = html.scatter(predicted, measured, names) if names else ""
         beside = html.beside(drawn, html.numbers(("", "value"), rows))
         return html.figure(f"{self._title}: predicted and measured effects of patches", beside)
 

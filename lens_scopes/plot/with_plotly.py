@@ -29,18 +29,19 @@ def grids(tables: Sequence[Grid], title: str) -> go.Figure:
     """Heat maps one under the other, with one scale; a line of tokens is text on one, broken into rows."""
     strips = tables[0].is_strip
     rows = [-(-len(t.columns) // _WRAP) if strips else len(t.rows) for t in tables]
-    heights = [(30 if strips else 130) + 26 * count for count in rows]
-    height = 150 + sum(heights)
+    heights = [30 + 26 * count for count in rows]
+    gap = 40 if strips else 130  # room for upright tokens and the next title
+    height = sum(heights) + gap * (len(tables) - 1)
     figure = make_subplots(
         len(tables),
         1,
         subplot_titles=[_plain(table.title) for table in tables],
         row_heights=heights,
-        vertical_spacing=(40 if strips else 110) / (height + 110 * len(tables)),
+        vertical_spacing=gap / height if len(tables) > 1 else 0,
     )
     for n, table in enumerate(tables, start=1):
         shown, largest, unit = table.on_scale()
-        gap = 1 if len(table.columns) <= _MOST_TICKS else 0
+        lines = 1 if len(table.columns) <= _MOST_TICKS else 0
         figure.add_trace(
             go.Heatmap(
                 z=_wrapped(shown[0], None) if strips else shown,
@@ -60,8 +61,8 @@ def grids(tables: Sequence[Grid], title: str) -> go.Figure:
                     "yanchor": "top",
                 },
                 showscale=n == 1,
-                xgap=gap,
-                ygap=gap,
+                xgap=lines,
+                ygap=lines,
             ),
             row=n,
             col=1,
@@ -76,7 +77,8 @@ def grids(tables: Sequence[Grid], title: str) -> go.Figure:
         every = math.ceil(len(table.columns) / _MOST_TICKS)
         at = list(range(0, len(table.columns), every))
         names = [
-            _plain(table.columns[i]) + (f" {table.positions[i]}" if every > 1 and table.positions else "") for i in at
+            _plain(table.columns[i], 14) + (f" {table.positions[i]}" if every > 1 and table.positions else "")
+            for i in at
         ]
         figure.update_xaxes(tickvals=at, ticktext=names, tickangle=-90, row=n, col=1)
         labels = [_plain(row) for row in table.labels]
@@ -85,7 +87,7 @@ def grids(tables: Sequence[Grid], title: str) -> go.Figure:
     heading = _plain(title) + (f"<br><sup>{_plain(note)}</sup>" if note else "")
     # Behind maps a cell without a number is grey; in a line of tokens its text says so, and the last row ends early.
     ground = "#ffffff" if strips else html.MISSING
-    figure.update_layout(title=heading, height=max(320, height), template="plotly_white", plot_bgcolor=ground)
+    figure.update_layout(title=heading, height=max(340, height + 190), template="plotly_white", plot_bgcolor=ground)
     return figure
 
 
@@ -157,6 +159,6 @@ def scatter(points: Points, title: str) -> go.Figure:
     return figure
 
 
-def _plain(text: str) -> str:
+def _plain(text: str, longest: int = 200) -> str:
     # Quotes stay: plotly reads tags and a few entities, and would show others as they are written.
-    return escape.escape(html.visible(text, 200), quote=False) if text else ""
+    return escape.escape(html.visible(text, longest), quote=False) if text else ""
