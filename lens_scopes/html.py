@@ -326,5 +326,6 @@ def page(title: str, *figures: str) -> str:
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
         'img-src data:"><meta name="color-scheme" content="light dark">'
         f"<title>{html.escape(title)}</title></head>"
-        f'<body style="max-width:1100px;margin:24px auto;padding:0 16px">{"".join(figures)}</body></html>\n'
+        f'<body style="max-width:1100px;margin:24px auto;padding:0 16px;font-family:system-ui,sans-serif">'
+        f"{''.join(figures)}</body></html>\n"
     )

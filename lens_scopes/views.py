@@ -133,7 +133,7 @@ def _edges(flow: Flow, about_first: str) -> tuple[list[Figure], str]:
     room = min(MOST_HEADS, MOST_EDGES // end**2) // len(EDGE_KINDS)
     if not room:
         size = f"{end} x {end}"
-        return [], f"maps of {size} edges are more than an interactive view can draw; the strongest are listed below"
+        return [], f"maps of {size} edges are more than an interactive view can draw; the strongest are listed"
     edges = flow.edges[..., :end, :end]
     strength = edges.abs().sum((0, 3, 4))
     order = strength.flatten().argsort(descending=True, stable=True)[:room].tolist()
