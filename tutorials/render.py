@@ -5,6 +5,7 @@ that loads nothing: no script, style or font from anywhere else.
 """
 
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -92,7 +93,7 @@ def page(notebook: nbformat.NotebookNode, title: str) -> str:
 
     exporter = HTMLExporter(raw_template=_TEMPLATE, embed_images=True)
     text, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
-    return text
+    return re.sub(r'href="(\w+)\.ipynb"', r'href="\1.html"', text)  # the others are pages, too
 
 
 def main(directory: str = "build/tutorials") -> None:
