@@ -27,7 +27,7 @@ check: lint test
 lint: .venv/installed-dev
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	.venv/bin/pyright
+	.venv/bin/pyright --pythonpath .venv/bin/python
 
 # Every shape and type in the package's signatures checked at run time, on the tests that are quick.
 typed: .venv/installed-dev
