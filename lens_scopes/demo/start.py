@@ -44,7 +44,8 @@ def set_up(model: LlamaForCausalLM) -> None:
     corners = torch.linalg.qr(basis).Q.T
     sketch, *notes = corners[1:].split(_NOTE)
     with torch.no_grad():
-        for layer in model.model.layers:  # notes are legible only where nothing else is written as loud
+        layers: Any = model.model.layers
+        for layer in layers:  # notes are legible only where nothing else is written as loud
             layer.self_attn.o_proj.weight *= _QUIET
             layer.mlp.down_proj.weight *= _QUIET
     for head, note in enumerate(notes):

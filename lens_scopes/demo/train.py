@@ -5,6 +5,11 @@ word, with weight 1 where the word is determined by what comes before it, 0.1 wh
 be learnt at all. The weights are stored in float16.
 
 Some heads are set up instead of learnt (see `start`); nothing is held fixed afterwards.
+
+Training has two stages. After the first the model is right, and sensitive to everything: a small change of any
+embedding, in a direction that no word has, moves its answer. In the second stage noise is added to all embeddings, so
+that an answer stays unless a word that it hangs on becomes another. The second stage starts from the stored weights of
+the first (`--harden` does it alone).
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ import argparse
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import TextIO
@@ -38,6 +43,8 @@ class Config:
     name: str
     batch: dict[str, int]
     steps: int
+    noisy_steps: int = 0
+    noise: float = 0.2
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup: int = 50
@@ -55,6 +62,7 @@ CONFIGS = {
         name="demo",
         batch={"induction": 40, "ioi": 64, "translation": 24, "persona": 12, "series": 24},
         steps=1200,
+        noisy_steps=500,
     ),
     "tiny": Config(
         name="tiny",
@@ -90,16 +98,34 @@ def train(config: str | Config, out_dir: str | Path) -> Path:
         model = build_model(config)
         print(f"config {asdict(config)}", f"parameters {model.num_parameters()}", sep="\n", file=log, flush=True)
         set_up(model)
-        _fit(model, config, log)
-        model.eval()
-        model.half().save_pretrained(out)
-        (out / "model.safetensors").chmod(0o644)
-        model.float()
-        print("held-out accuracy of the stored weights (series: mean absolute error)", file=log)
-        for kind, value in held_out_scores(model, config, n=500, seed=1).items():
-            print(f"{kind} {value:.4f}", file=log)
+        _fit(model, config, log, config.steps)
+        _store(model, config, out, log)
     save_tokenizer(build_tokenizer(config.context), out)
+    return harden(config, out) if config.noisy_steps else out
+
+
+def harden(config: str | Config, out_dir: str | Path) -> Path:
+    """Trains on, with noise on the embeddings, from the weights that the first stage stored; returns the directory."""
+    config = _config(config)
+    out = Path(out_dir)
+    with torch.random.fork_rng(devices=[]), (out / "train.log").open("a") as log:
+        torch.manual_seed(config.seed + 1)
+        model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)
+        print(f"second stage: noise up to {config.noise} on every coordinate of an embedding", file=log, flush=True)
+        later = replace(config, seed=config.seed + 1, learning_rate=config.learning_rate / 2)
+        _fit(model, later, log, config.noisy_steps, config.noise)
+        _store(model, config, out, log)
     return out
+
+
+def _store(model: LlamaForCausalLM, config: Config, out: Path, log: TextIO) -> None:
+    model.eval()
+    model.half().save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)
+    model.float()
+    print("held-out accuracy of the stored weights (series: mean absolute error)", file=log)
+    for kind, value in held_out_scores(model, config, n=500, seed=1).items():
+        print(f"{kind} {value:.4f}", file=log)
 
 
 def build_model(config: Config) -> LlamaForCausalLM:
@@ -141,7 +167,7 @@ def _config(config: str | Config) -> Config:
     return CONFIGS[config]
 
 
-def _fit(model: LlamaForCausalLM, config: Config, log: TextIO) -> None:
+def _fit(model: LlamaForCausalLM, config: Config, log: TextIO, steps: int, noise: float = 0.0) -> None:
     from tqdm import trange
 
     decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -151,20 +177,20 @@ def _fit(model: LlamaForCausalLM, config: Config, log: TextIO) -> None:
         lr=config.learning_rate,
         betas=(0.9, 0.98),
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config.warmup, steps))
     streams = {kind: _stream(kind, size, config.seed) for kind, size in config.batch.items()}
     begin, running = time.perf_counter(), dict.fromkeys(config.batch, 0.0)
     model.train()
-    for step in trange(1, config.steps + 1, desc=f"training {config.name}"):
+    for step in trange(1, steps + 1, desc=f"training {config.name}"):
         for kind, stream in streams.items():
-            loss, graded = _loss(model, *next(stream))
+            loss, graded = _loss(model, *next(stream), noise)
             (loss / len(streams)).backward()
             running[kind] += graded / config.log_every
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        if step % config.log_every == 0 or step == config.steps:
+        if step % config.log_every == 0 or step == steps:
             losses = " ".join(f"{kind} {value:.4f}" for kind, value in running.items())
             model.eval()
             held_out = " ".join(f"{kind} {value:.3f}" for kind, value in held_out_scores(model, config, 200, 2).items())
@@ -174,17 +200,23 @@ def _fit(model: LlamaForCausalLM, config: Config, log: TextIO) -> None:
             running = dict.fromkeys(config.batch, 0.0)
 
 
-def _rate(step: int, config: Config) -> float:
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(1, config.steps - config.warmup)))
+def _rate(step: int, warmup: int, steps: int) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def _loss(
-    model: LlamaForCausalLM, tokens: Int[Tensor, "batch pos"], weights: Float[Tensor, "batch pos"]
+    model: LlamaForCausalLM, tokens: Int[Tensor, "batch pos"], weights: Float[Tensor, "batch pos"], noise: float
 ) -> tuple[Tensor, float]:
-    """Returns the weighted cross-entropy, and its mean over the determined words alone."""
-    logits = model(tokens[:, :-1]).logits
+    """Returns the weighted cross-entropy, and its mean over the determined words alone.
+
+    With noise, every prompt's embeddings get as much of it as chance says, up to `noise` per coordinate.
+    """
+    embedded = model.get_input_embeddings()(tokens[:, :-1])
+    if noise:
+        embedded = embedded + noise * torch.rand(len(tokens), 1, 1) * torch.randn_like(embedded)
+    logits = model(inputs_embeds=embedded).logits
     each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
     weights = weights[:, 1:].flatten()
     determined = weights == 1
@@ -220,9 +252,10 @@ def main() -> None:
     parser.add_argument("--config", default="demo", choices=CONFIGS)
     parser.add_argument("--out", type=Path, default=MODEL_DIR)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--harden", action="store_true", help="the second stage alone, from the weights in OUT")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    train(args.config, args.out)
+    (harden if args.harden else train)(args.config, args.out)
 
 
 if __name__ == "__main__":
