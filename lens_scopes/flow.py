@@ -80,11 +80,11 @@ def flow(
         >>> bool((flow.stream.sum(-1) / flow.total - 1).abs().max() < 1e-4), flow.residual < 1e-4
         (True, True)
 
-        The strongest route through two heads is a lookup: 0.0 looks one word back, so that the last mark knows which
-        key is asked for; 1.1 looks from there at the value that follows the same key and mark.
+        The strongest route through two heads is a lookup: 0.1 looks two words back, so that each value knows its key;
+        1.1 looks from the last mark at the value whose key is asked for.
 
         >>> next(path for path in flow.paths(10).path if path.count("→") == 3)
-        'source → 0.0 → 1.1 → prediction'
+        'source → 0.1 → 1.1 → prediction'
 
     """
     host = Host(model)
