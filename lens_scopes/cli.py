@@ -14,7 +14,24 @@ import typer
 
 import lens_scopes as ls
 from lens_scopes import cli_bench, html, tables
-from lens_scopes.terminal import Backend, Model, ScopeName, WhichBackend, integer, one_line_errors, quiet, say, scope_of
+from lens_scopes.terminal import (
+    Backend,
+    Model,
+    Passes,
+    Prompt,
+    Rank,
+    Scope,
+    ScopeName,
+    Target,
+    Versus,
+    WhichBackend,
+    integer,
+    model_of,
+    one_line_errors,
+    quiet,
+    say,
+    scope_of,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,18 +46,14 @@ app = typer.Typer(
     epilog="Example: lens-scopes score 'blick : tove , dax : wug , blick :' --scope semantic --target tove --versus wug"
 )
 def score(
-    prompt: Annotated[str, typer.Argument(help="The text whose next token is explained.")],
+    prompt: Prompt,
     model: Model = None,
     backend: WhichBackend = Backend.auto,
-    scope: Annotated[ScopeName, typer.Option(help="What the scores are about.")] = ScopeName.semantic,
-    target: Annotated[
-        str | None, typer.Option(help="semantic: a token, or #id. (default: what the model predicts)")
-    ] = None,
-    versus: Annotated[str | None, typer.Option(help="semantic: the token whose logit is subtracted, or #id.")] = None,
-    passes: Annotated[
-        str | None, typer.Option(help="fisher: how many backward passes to spend, or 'exact'. (default: 16)")
-    ] = None,
-    rank: Annotated[int | None, typer.Option(help="fisher: the paper's truncation to this rank instead.")] = None,
+    scope: Scope = ScopeName.semantic,
+    target: Target = None,
+    versus: Versus = None,
+    passes: Passes = None,
+    rank: Rank = None,
     sites: Annotated[
         str | None,
         typer.Option(
@@ -58,7 +71,7 @@ def score(
     with one_line_errors():
         recipe = scope_of(scope, target, versus, passes, rank)
         with quiet():
-            loaded = ls.demo.load(backend.value) if model is None else ls.load(model, backend=backend.value)
+            loaded = model_of(model, backend)
             scores = ls.score(
                 loaded,
                 prompt,
@@ -83,18 +96,14 @@ def score(
     epilog="Example: lens-scopes flow 'blick : tove , dax : wug , blick :' --target tove --versus wug --paths 5"
 )
 def flow(
-    prompt: Annotated[str, typer.Argument(help="The text whose next token is explained.")],
+    prompt: Prompt,
     model: Model = None,
     backend: WhichBackend = Backend.auto,
-    scope: Annotated[ScopeName, typer.Option(help="What the influence is on.")] = ScopeName.semantic,
-    target: Annotated[
-        str | None, typer.Option(help="semantic: a token, or #id. (default: what the model predicts)")
-    ] = None,
-    versus: Annotated[str | None, typer.Option(help="semantic: the token whose logit is subtracted, or #id.")] = None,
-    passes: Annotated[
-        str | None, typer.Option(help="fisher: how many backward passes to spend, or 'exact'. (default: 16)")
-    ] = None,
-    rank: Annotated[int | None, typer.Option(help="fisher: the paper's truncation to this rank instead.")] = None,
+    scope: Scope = ScopeName.semantic,
+    target: Target = None,
+    versus: Versus = None,
+    passes: Passes = None,
+    rank: Rank = None,
     position: Annotated[int, typer.Option(help="Whose next token.")] = -1,
     sources: Annotated[
         str | None, typer.Option(help="'each', or positions by commas. (default: all tokens together)")
@@ -112,7 +121,7 @@ def flow(
     with one_line_errors():
         recipe = scope_of(scope, target, versus, passes, rank)
         with quiet():
-            loaded = ls.demo.load(backend.value) if model is None else ls.load(model, backend=backend.value)
+            loaded = model_of(model, backend)
             wanted = None if sources is None else _positions(sources, "each", "--sources")
             rows = [wanted] if isinstance(wanted, int) else wanted
             found = ls.flow(loaded, prompt, recipe, position=position, sources=rows, edges=edges)

@@ -9,7 +9,21 @@ import typer
 
 import lens_scopes as ls
 from lens_scopes import html
-from lens_scopes.terminal import Backend, Model, ScopeName, WhichBackend, one_line_errors, quiet, say, scope_of
+from lens_scopes.terminal import (
+    Backend,
+    Model,
+    Passes,
+    Scope,
+    ScopeName,
+    Target,
+    Versus,
+    WhichBackend,
+    model_of,
+    one_line_errors,
+    quiet,
+    say,
+    scope_of,
+)
 
 BENCH_EXAMPLE = "Example: lens-scopes bench --prompts prompts.jsonl --methods semantic,fisher,random --out bench"
 COMPARE_EXAMPLE = "Example: lens-scopes compare 'blick : tove ; blick :' 'blick : wug ; blick :' --sites resid_post"
@@ -53,7 +67,7 @@ def bench(
         out.mkdir(parents=True, exist_ok=True)
         with quiet():
             table = ls.evaluate.compare_methods(
-                _model(model, backend),
+                model_of(model, backend),
                 read,
                 [name.strip() for name in methods.split(",")],
                 baseline=baseline,
@@ -78,14 +92,10 @@ def compare(
     corrupted: Annotated[str, typer.Argument(help="The prompt that they are patched into, of the same length.")],
     model: Model = None,
     backend: WhichBackend = Backend.auto,
-    scope: Annotated[ScopeName, typer.Option(help="What is predicted and measured.")] = ScopeName.semantic,
-    target: Annotated[
-        str | None, typer.Option(help="semantic: a token, or #id. (default: the prediction after CLEAN)")
-    ] = None,
-    versus: Annotated[str | None, typer.Option(help="semantic: the token whose logit is subtracted, or #id.")] = None,
-    passes: Annotated[
-        str | None, typer.Option(help="fisher: how many backward passes to spend, or 'exact'. (default: 16)")
-    ] = None,
+    scope: Scope = ScopeName.semantic,
+    target: Target = None,
+    versus: Versus = None,
+    passes: Passes = None,
     sites: Annotated[str, typer.Option(help="One kind of sites, or hook names, by commas.")] = "resid_post",
     steps: Annotated[int, typer.Option(help="Points of the path between the prompts; 1 is the plain gradient.")] = 1,
     out: Annotated[Path | None, typer.Option(help="A directory for the comparison, a page and Parquet.")] = None,
@@ -95,7 +105,7 @@ def compare(
         recipe = scope_of(scope, target, versus, passes, None)
         names = [name.strip() for name in sites.split(",")]
         with quiet():
-            loaded = _model(model, backend)
+            loaded = model_of(model, backend)
             predicted = ls.patching.predict(loaded, clean, corrupted, recipe, sites=names, steps=steps)
             measured = ls.patching.measure(loaded, clean, corrupted, recipe, sites=names)
             found = ls.patching.compare(predicted, measured)
@@ -106,10 +116,6 @@ def compare(
             parts = (found._repr_html_(), predicted._repr_html_(), measured._repr_html_())
             (out / "comparison.html").write_text(html.page("Predicted and measured patches", *parts), encoding="utf-8")
         say(*(f"{name:>16}  {html.number(value)}" for name, value in found.summary().items()))
-
-
-def _model(name: str | None, backend: Backend) -> Any:
-    return ls.demo.load(backend.value) if name is None else ls.load(name, backend=backend.value)
 
 
 def _prompts(path: Path) -> list[Any]:

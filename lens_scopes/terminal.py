@@ -45,6 +45,20 @@ WhichBackend = Annotated[
     Backend, typer.Option(help="The host: HookedTransformer, TransformerBridge, or what there is.")
 ]
 
+Prompt = Annotated[str, typer.Argument(help="The text whose next token is explained.")]
+Scope = Annotated[ScopeName, typer.Option(help="What is explained.")]
+Target = Annotated[str | None, typer.Option(help="semantic: a token, or #id. (default: what the model predicts)")]
+Versus = Annotated[str | None, typer.Option(help="semantic: the token whose logit is subtracted, or #id.")]
+Passes = Annotated[
+    str | None, typer.Option(help="fisher: how many backward passes to spend, or 'exact'. (default: 16)")
+]
+Rank = Annotated[int | None, typer.Option(help="fisher: the paper's truncation to this rank instead.")]
+
+
+def model_of(name: str | None, backend: Backend) -> Any:
+    """The model that the options name."""
+    return ls.demo.load(backend.value) if name is None else ls.load(name, backend=backend.value)
+
 
 def scope_of(name: ScopeName, target: str | None, versus: str | None, passes: str | None, rank: int | None) -> Any:
     """The scope that the options describe."""
