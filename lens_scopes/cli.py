@@ -137,7 +137,7 @@ def flow(
 def demo(
     backend: WhichBackend = Backend.auto,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("demo.html"),
-    seed: Annotated[int, typer.Option(help="Other prompts.")] = 0,
+    seed: Annotated[int, typer.Option(help="Which prompts.")] = 1,
 ) -> None:
     """Run the main job on the model that ships with the package: prompts whose causes are known, three scopes each."""
     with one_line_errors():
