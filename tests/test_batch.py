@@ -112,6 +112,7 @@ def test_a_tiny_budget_really_makes_chunks(monkeypatch):
     assert seen == [tiny.D_MODEL]
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("backend", tiny.BACKENDS)
 def test_what_a_batch_refuses(backend):
     model, ids = tiny.host("llama", backend), tiny.tokens()

@@ -225,7 +225,7 @@ def test_bootstrap_and_sign_flips_and_holm():
     assert float(statistics.sign_flip_p(few)) == pytest.approx(exact, abs=0.01)
     assert statistics.holm(torch.tensor([0.01, 0.04, 0.03, 0.5])).tolist() == pytest.approx([0.04, 0.09, 0.09, 0.5])
     with pytest.raises(ValueError, match="level"):
-        statistics.bootstrap_interval(values, level=2)
+        statistics.bootstrap_interval(values, level=2.0)
 
 
 def test_a_table_is_paired_and_reproducible(tmp_path):
@@ -272,6 +272,7 @@ def test_a_curve_saves_shows_and_plots(tmp_path):
     assert found.plot(label="Fisher").get_ylabel() == "change of log p"
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [

@@ -184,6 +184,7 @@ def test_chunks_do_not_change_the_ledger(backend):
         assert_close(getattr(parts, name), getattr(whole, name), 1e-6, name, size)
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("backend", tiny.BACKENDS)
 def test_what_flow_refuses(backend):
     model, ids = tiny.host("gpt2", backend), tiny.tokens()

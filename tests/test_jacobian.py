@@ -155,6 +155,7 @@ def test_what_the_last_direction_says_is_what_it_does(backend):
     assert model.tokenizer.decode([int(moved.argmax())]) in (named, "�")
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("backend", tiny.BACKENDS)
 def test_what_jacobian_refuses(backend):
     pair = ("gpt2", backend)

@@ -123,6 +123,7 @@ def test_a_directory_that_is_no_model(tmp_path):
         ls.load(tmp_path)
 
 
+@pytest.mark.wrong_types
 def test_backends_that_there_are_not(monkeypatch):
     with pytest.raises(ValueError, match="'auto', 'bridge' or 'hooked'"):
         ls.load(tiny.directory("gpt2"), backend="nnsight")

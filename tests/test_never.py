@@ -43,6 +43,7 @@ def test_positions_outside_the_prompt(model, position):
             ls.score(model, tiny.tokens(7), ls.Semantic(), position=asked)
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("position", ["last", True, []])
 def test_positions_that_are_none(model, position):
     with pytest.raises(ValueError, match="position"):
@@ -83,6 +84,7 @@ def test_text_without_a_tokenizer(pair):
     assert scores.tokens == ("#5", "#6", "#7")
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize("prompt", [3, None, [1.5, 2.5], ["a", "b"], {"role": "user"}])
 def test_prompts_that_are_none(model, prompt):
     with pytest.raises(TypeError, match="a prompt is a string"):

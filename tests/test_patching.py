@@ -239,6 +239,7 @@ def test_any_hook_of_a_stream_can_be_patched():
     assert_close(measured.values, mlp_out.values, 1e-10)
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [

@@ -154,6 +154,7 @@ def test_a_long_prompt_keeps_to_the_width_of_a_page():
     assert len(figure.axes[0].get_xticks()) <= 60
 
 
+@pytest.mark.wrong_types
 def test_what_cannot_be_drawn():
     with pytest.raises(ValueError, match=r"plot draws 'heads', 'stream'"):
         plot(flow(WORDS), "edges")

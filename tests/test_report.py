@@ -76,6 +76,7 @@ def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert path.read_text() == "before"
 
 
+@pytest.mark.wrong_types
 def test_what_is_no_result(tmp_path):
     with pytest.raises(TypeError, match="Tensor"):
         ls.report([torch.rand(3)], tmp_path / "r.html")

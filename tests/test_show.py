@@ -46,6 +46,7 @@ def test_axes_decide_the_views():
     assert len(data(targets.show("targets"))[0]["props"]["labels"]) == 2
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     ("call", "told"),
     [

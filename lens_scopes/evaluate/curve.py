@@ -172,7 +172,7 @@ def ablation_curve(
         "lengths": [len(q.tokens) for q in questions],
         "versions": results.versions(),
     }
-    return Curve(torch.stack(deltas), tuple(fractions), meta)
+    return Curve(torch.stack(deltas), tuple(map(float, fractions)), meta)
 
 
 def per_token(ranking: Ranking, question: Question) -> Float[Tensor, " pos"]:

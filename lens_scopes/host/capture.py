@@ -23,7 +23,8 @@ class Captured:
     """By name, each [batch, pos, ...]: the value that the model went on with."""
     handles: Mapping[str, tuple[Tensor, ...]]
     """By name, the tensors whose gradients can be the site's; the first that the graph uses is the one."""
-    last: Float[Tensor, "batch pos d_model"]
+    last: Float[Tensor, "batch pos *site"]
+    """The last residual stream, or the site that the run was stopped at."""
 
 
 @dataclass(eq=False)

@@ -124,7 +124,7 @@ class Comparison:
         """The numbers above in one row."""
         count = len(self._pair[0])
         return {
-            "places": count,
+            "places": float(count),
             "pearson": self.pearson,
             "spearman": self.spearman,
             "sign_agreement": self.sign_agreement,

@@ -163,7 +163,7 @@ def _broken(table: Grid) -> list[list[tuple[int, str, float]]]:
     return lines
 
 
-def _rectangle(x: float, y: float, width: float, style: dict) -> Rectangle:
+def _rectangle(x: int, y: int, width: int, style: dict) -> Rectangle:
     return Rectangle((x - 0.35, y + 0.06), width + 0.7, 0.88, **style)
 
 
