@@ -11,6 +11,8 @@ PYTHON ?=
 WORKERS ?= 2
 TORCH := torch==2.13.0
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile
+# An int is a float (PEP 484), which beartype has to be told.
+TYPES := "--jaxtyping-packages=lens_scopes,beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 
 .PHONY: demo test check lint typed tutorials matrix matrix-4.3 matrix-2.18 clean
 .DEFAULT_GOAL := test
@@ -32,7 +34,7 @@ lint: .venv/installed-dev
 # Every shape and type in the package's signatures checked at run time, on the tests that are quick and that run in this
 # process: notebooks have kernels, pages a browser.
 typed: .venv/installed-dev
-	.venv/bin/python $(PYTEST) -m "not wrong_types and not slow" --jaxtyping-packages=lens_scopes,beartype.beartype \
+	.venv/bin/python $(PYTEST) -m "not wrong_types and not slow" $(TYPES) \
 		--ignore=tests/test_tutorials.py --ignore=tests/test_browser.py
 
 tutorials: .venv/installed-dev

@@ -20,8 +20,8 @@ class Rows:
     has rows of its own.
     """
 
-    vectors: tuple[Float[Tensor, "rows d_model"], ...]
-    """By prompt; shorter ones are padded with zero rows."""
+    vectors: tuple[Float[Tensor, "_ _"], ...]
+    """By prompt, [rows, d_model]; each has as many rows as it needs, and shorter ones are padded with zero rows."""
     position: tuple[tuple[int, ...], ...]
     """By prompt and row, the index of the position."""
 
