@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from lens_scopes.host import Host, run_to_last_residual
 from lens_scopes.host.freeze import Hook, holding
@@ -87,7 +90,7 @@ def _forward_mode(
 
         return see
 
-    with torch.inference_mode(mode=False), torch.no_grad(), forward_ad.dual_level():
+    with torch.inference_mode(mode=False), torch.no_grad(), forward_ad.dual_level(), _StillWeights():
         all_hooks = [(source, start), *hooks, *((name, visitor(name)) for name in sites)]
         last = run_to_last_residual(host, tokens, grad=False, hooks=all_hooks, until=until).last
         if until is not None:
@@ -96,6 +99,29 @@ def _forward_mode(
             y = final_norm(host, last[:, position])
         value, tangent = forward_ad.unpack_dual(y)
         return Pushed(torch.zeros_like(value) if tangent is None else tangent, "forward mode")
+
+
+class _StillWeights(TorchFunctionMode):
+    """Linear layers whose weights do not move: the tangent goes through the same layer, without its bias.
+
+    Autograd would also multiply the activation with the weight's tangent, a matrix of zeros: a third matrix product
+    for each layer, which is most of what a pass costs.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if kwargs or function not in (functional.linear, torch.addmm):
+            return function(*args, **(kwargs or {}))
+        if function is torch.addmm:
+            bias, activation, weight = args
+        else:
+            activation, weight, bias = (*args, None)[:3]
+        value, tangent = forward_ad.unpack_dual(activation)
+        moving = [x for x in (bias, weight) if x is not None and forward_ad.unpack_dual(x).tangent is not None]
+        if tangent is None or moving:
+            return function(*args)
+        if function is torch.addmm:
+            return forward_ad.make_dual(torch.addmm(bias, value, weight), tangent @ weight)
+        return forward_ad.make_dual(functional.linear(value, weight, bias), functional.linear(tangent, weight))
 
 
 def _two_reverse_passes(
