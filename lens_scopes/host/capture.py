@@ -79,7 +79,7 @@ def run_to_last_residual(
         torch.inference_mode(mode=False),
         torch.set_grad_enabled(grad),
         host.frozen(),
-        host.model.hooks(fwd_hooks=[*all_hooks, (final, stop)]),
+        host.hooks([*all_hooks, (final, stop)]),
         suppress(_ReachedTheEnd),
     ):
         host.model(tokens)

@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lens_scopes.host.model import Host
+from lens_scopes.host.model import Hook, Host
 
 PARTS = ("norm", "attention", "mlp")
-Hook = tuple[str, Callable[..., Tensor]]
 
 _SCALE = re.compile(r"(blocks\.\d+\.(ln1|ln2|ln1_post|ln2_post)|ln_final)\.hook_scale")
 _PATTERN = re.compile(r"blocks\.\d+\.attn\.hook_pattern")
@@ -47,7 +46,7 @@ def freezing_hooks(host: Host, freeze: Sequence[str]) -> list[Hook]:
 
 def holding(host: Host, held: Sequence[Hook]) -> AbstractContextManager:
     """The frozen parts as a context, for what runs outside the blocks."""
-    return host.model.hooks(fwd_hooks=list(held)) if held else nullcontext()
+    return host.hooks(held) if held else nullcontext()
 
 
 def _norm(host: Host) -> list[Hook]:

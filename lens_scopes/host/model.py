@@ -1,15 +1,22 @@
 """What there is to know about a model before it runs: its sizes, its sites, whether it can be differentiated."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 import torch
 from torch import nn
 
 from lens_scopes import sites as names
+
+#: A hook name and what is called there: (activation, hook=...) -> activation, or None to leave it.
+Hook = tuple[str, Callable[..., torch.Tensor | None]]
+
+# TransformerLens tells hooks of nested contexts apart by their level, and counts its own from 0 up.
+_levels = count(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +96,31 @@ class Host:
         return getattr(self.model, "tokenizer", None)
 
     @cached_property
-    def available(self) -> frozenset[str]:
+    def _points(self) -> Mapping[str, Any]:
+        """TransformerLens's HookPoint by name, aliases included. A Bridge makes this anew each time it is asked."""
+        return dict(self.model.hook_dict)
+
+    @property
+    def available(self) -> Collection[str]:
         """Hook names that can be asked for, aliases included."""
-        return frozenset(self.model.hook_dict)
+        return self._points.keys()
+
+    @contextmanager
+    def hooks(self, fwd_hooks: Sequence[Hook]) -> Iterator[None]:
+        """Forward hooks by name, after the user's own; only these are removed at the end.
+
+        Equivalent to ``model.hooks(fwd_hooks=...)``, which on a Bridge of TransformerLens 3 looks all of the model's
+        names up again for every hook: a second for a flow of twelve layers.
+        """
+        level, touched = -next(_levels), []
+        try:
+            for name, hook in fwd_hooks:
+                touched.append(self._points[name])
+                self._points[name].add_hook(hook, dir="fwd", level=level)
+            yield
+        finally:
+            for point in touched:
+                point.remove_hooks(dir="fwd", level=level)
 
     def sites(self, asked: Any) -> names.Sites:
         """Resolve what the user asked for and check that the model has it.

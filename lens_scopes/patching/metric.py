@@ -108,7 +108,7 @@ def metric(model: Any, prompt: Prompt, scope: Scope, *, position: int = -1) -> I
     if not sites:  # y is the input of the unembedding; no hook of that name exists on every host
         handle = host.model.unembed.register_forward_pre_hook(lambda _, args: read(args[0]))
     try:
-        with host.model.hooks(fwd_hooks=[(site, read_hook) for site in sites]):
+        with host.hooks([(site, read_hook) for site in sites]):
             yield found
     finally:
         if handle is not None:

@@ -133,7 +133,7 @@ def _integrate(
         def place(activation: Tensor, hook: object, line: Tensor = line) -> Tensor:  # noqa: ARG001
             return line.to(activation)
 
-        with host.model.hooks(fwd_hooks=[(EMBED, place)]):
+        with host.hooks([(EMBED, place)]):
             run = trace(host, pair.corrupted.expand(len(alphas), -1), names, [pair.position])
             made = [cotangents_of(scope, run.state(b, 0)) for b in range(len(alphas))]
             total = total + _contract(run, made, delta, wanted).sum(0)
