@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_scopes.host.freeze import Hook
+from lens_scopes.host.model import Hook
 from lens_scopes.ledger import is_parallel
 from lens_scopes.memory import lanes_at_once
 from lens_scopes.pushforward import push_forward

@@ -12,7 +12,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from lens_scopes.host import Host, run_to_last_residual
-from lens_scopes.host.freeze import Hook, holding
+from lens_scopes.host.freeze import holding
+from lens_scopes.host.model import Hook
 from lens_scopes.host.readout import final_norm
 
 #: Called at each site in the order of the forward pass, with its name, its value and its tangent [lane, pos, ...].
@@ -111,17 +112,14 @@ class _StillWeights(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if kwargs or function not in (functional.linear, torch.addmm):
             return function(*args, **(kwargs or {}))
-        if function is torch.addmm:
-            bias, activation, weight = args
-        else:
-            activation, weight, bias = (*args, None)[:3]
+        at = 1 if function is torch.addmm else 0  # addmm(bias, activation, weight), linear(activation, weight, bias)
+        activation, weight = args[at : at + 2]
         value, tangent = forward_ad.unpack_dual(activation)
-        moving = [x for x in (bias, weight) if x is not None and forward_ad.unpack_dual(x).tangent is not None]
-        if tangent is None or moving:
+        still = (x for x in args if isinstance(x, Tensor) and x is not activation)
+        if tangent is None or any(forward_ad.unpack_dual(x).tangent is not None for x in still):
             return function(*args)
-        if function is torch.addmm:
-            return forward_ad.make_dual(torch.addmm(bias, value, weight), tangent @ weight)
-        return forward_ad.make_dual(functional.linear(value, weight, bias), functional.linear(tangent, weight))
+        moved = tangent @ weight if function is torch.addmm else functional.linear(tangent, weight)
+        return forward_ad.make_dual(function(*args[:at], value, *args[at + 1 :]), moved)
 
 
 def _two_reverse_passes(

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_scopes.host import Host, Readout, read_out, run_to_last_residual, token_id
-from lens_scopes.host.freeze import Hook, freezing_hooks, holding
+from lens_scopes.host.freeze import freezing_hooks, holding
+from lens_scopes.host.model import Hook
 from lens_scopes.host.readout import final_norm, raw_logits
 from lens_scopes.sites import EMBED, FINAL, STREAM, depth
 from lens_scopes.state import FinalState

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oracles import Double, Place, dense, places
+from double import Double
+from oracles import Place, dense, places
 
 
 @dataclass(frozen=True)

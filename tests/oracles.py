@@ -10,22 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
+from double import Double
 from tiny import D_HEAD, HEADS, KV_HEADS
-
-
-class Double(TorchFunctionMode):
-    """float64 throughout: Hugging Face's norms, softmaxes and rotary embeddings go through float32 otherwise."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is Tensor.float:
-            function = Tensor.double
-
-        def wide(value):
-            return torch.float64 if value is torch.float32 else value
-
-        return function(*map(wide, args), **{name: wide(value) for name, value in (kwargs or {}).items()})
 
 
 @dataclass(frozen=True)

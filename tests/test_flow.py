@@ -13,8 +13,8 @@ import torch
 from torch.autograd import forward_ad
 
 import lens_scopes as ls
-import oracles
 import tiny
+from double import Double
 from report import assert_close
 
 pytestmark = pytest.mark.host
@@ -29,7 +29,7 @@ TRUE = {"gpt2", "neox", "falcon"}
 @functools.cache
 def flow_of(pair, dtype=None, *, double: bool = False, sources=None, edges: bool = False, scope=None):
     model = tiny.host(*pair, dtype)
-    with oracles.Double() if double else nullcontext():
+    with Double() if double else nullcontext():
         return ls.flow(
             model, tiny.tokens(), scope or ls.Semantic(TARGET), position=POSITION, sources=sources, edges=edges
         )
@@ -78,7 +78,7 @@ def test_a_trained_model_conserves(stories260k, backend, scope):
     adds_up(single, 1e-5)
     model = ls.load(stories260k, backend=backend, dtype=torch.float64)
     adds_up(ls.flow(model, prompt, scope, edges=True), 1e-10 if backend == "hooked" else 1e-6)
-    with oracles.Double():
+    with Double():
         adds_up(ls.flow(model, prompt, scope, edges=True), 1e-10)
 
 

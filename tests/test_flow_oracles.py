@@ -10,6 +10,7 @@ import lens_scopes as ls
 import masked
 import oracles
 import tiny
+from double import Double
 from report import assert_close
 
 pytestmark = pytest.mark.host
@@ -30,8 +31,8 @@ def unembed(architecture: str) -> torch.Tensor:
 
 def flow(pair, scope, **options):
     """In float64 throughout, where the host lets itself be made to."""
-    model = tiny.host(*pair)  # loaded outside: a rotary table made in float64 would be another one
-    with oracles.Double() if pair[1] == "bridge" else nullcontext():
+    model = tiny.host(*pair)
+    with Double() if pair[1] == "bridge" else nullcontext():
         return ls.flow(model, tiny.tokens(), scope, position=POSITION, **options)
 
 
@@ -215,7 +216,7 @@ def test_edges_are_gates_on_single_edges(pair):
     model, v = tiny.host(*pair), unembed(pair[0])[TARGET]
     got = flow(pair, ls.Semantic(TARGET), edges=True)
     for layer in range(tiny.LAYERS):
-        with oracles.Double() if pair[1] == "bridge" else nullcontext():
+        with Double() if pair[1] == "bridge" else nullcontext():
             expected = edges_by_gates(model, tiny.tokens(), layer, v)
         assert_close(got.edges[:, layer], expected, tolerance(pair), f"layer {layer}", float(got.total.sum()))
 

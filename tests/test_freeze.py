@@ -11,6 +11,7 @@ from torch import Tensor
 import lens_scopes as ls
 import oracles
 import tiny
+from double import Double
 from report import assert_close
 
 pytestmark = pytest.mark.host
@@ -119,8 +120,7 @@ def by_hand(architecture: str, parts: tuple[str, ...]) -> Tensor:
 
 
 def doubled(pair):
-    tiny.host(*pair)
-    return oracles.Double() if pair[1] == "bridge" else nullcontext()
+    return Double() if pair[1] == "bridge" else nullcontext()
 
 
 def tolerance(pair) -> float:

@@ -12,6 +12,7 @@ import torch
 import lens_scopes as ls
 import oracles
 import tiny
+from double import Double
 from lens_scopes import patching
 from report import assert_close
 
@@ -48,13 +49,13 @@ def truth_of(architecture):
 @functools.cache
 def differences(pair):
     """a_clean − a_corrupted by site, from TransformerLens's own cache."""
-    with oracles.Double() if pair[1] == "bridge" else nullcontext():
+    with Double() if pair[1] == "bridge" else nullcontext():
         clean, corrupted = (tiny.host(*pair).run_with_cache(torch.tensor([ids]))[1] for ids in (CLEAN, CORRUPTED))
     return {site: (clean[site] - corrupted[site])[0] for site in oracles.places(tiny.hugging_face(pair[0]))}
 
 
 def exactly(pair):
-    return oracles.Double() if pair[1] == "bridge" else nullcontext()
+    return Double() if pair[1] == "bridge" else nullcontext()
 
 
 def tolerance(pair):

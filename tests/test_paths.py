@@ -9,8 +9,8 @@ import torch
 
 import lens_scopes as ls
 import masked
-import oracles
 import tiny
+from double import Double
 from report import assert_close
 
 pytestmark = pytest.mark.host
@@ -67,8 +67,7 @@ def flow_of(pair, scope=None, freeze=()):
 
 
 def doubled(pair):
-    tiny.host(*pair)  # made before, with its own rotary tables
-    return oracles.Double() if pair[1] == "bridge" else nullcontext()
+    return Double() if pair[1] == "bridge" else nullcontext()
 
 
 def paths_of(pair, k, *, scope=None, freeze=(), **options):

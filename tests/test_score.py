@@ -9,6 +9,7 @@ import torch
 import lens_scopes as ls
 import oracles
 import tiny
+from double import Double
 from report import assert_close
 
 pytestmark = pytest.mark.host
@@ -46,8 +47,7 @@ def test_every_site_against_a_dense_jacobian(pair, kind, formula):
     # A Bridge runs Hugging Face's own code, in true float64 if it is made to; HookedTransformer has its own rotary tables.
     model, bridge = tiny.host(*pair), pair[1] == "bridge"
     exact = bridge or pair[0] == "gpt2"
-    truth_of(pair[0])  # its own model is loaded outside Double, as the host was: rotary tables are made on loading
-    with oracles.Double() if bridge else nullcontext():
+    with Double() if bridge else nullcontext():
         scores = compare(pair, model, *FORMULAS[formula], kind, 1e-11 if exact else tiny.tolerance(*pair))
     assert scores.values.dtype == tiny.precise(*pair)
     if kind is None:

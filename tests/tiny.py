@@ -15,6 +15,7 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 import lens_scopes as ls
+from double import Double
 
 D_MODEL, LAYERS, HEADS, KV_HEADS, D_HEAD, VOCAB, CONTEXT = 16, 2, 4, 2, 4, 320, 32
 TEXT = ("The cat sat on the mat.", "A dog and a cat; the dog, then the cat.", "It’s a naïve café 🙂, isn’t it?")
@@ -131,6 +132,7 @@ def random_model(config, seed: int = 0):
 
 
 @functools.cache
+@Double.off()
 def hugging_face(architecture: str, dtype: torch.dtype = torch.float64):
     """The same weights without TransformerLens, for oracles."""
     hf = transformers.AutoModelForCausalLM.from_pretrained(
@@ -159,6 +161,7 @@ def host(architecture: str, backend: str, dtype: torch.dtype | None = None):
     return fresh_host(architecture, backend, dtype or precise(architecture, backend))
 
 
+@Double.off()
 def fresh_host(architecture: str, backend: str, dtype: torch.dtype = torch.float64):
     """A raw TransformerLens model of one's own, for tests that change it."""
     if (architecture, backend) == ("gemma2", "hooked"):

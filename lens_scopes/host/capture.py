@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_scopes.host.model import Host
+from lens_scopes.host.model import Hook, Host
 
 
 class _ReachedTheEnd(Exception):  # noqa: N818 - it is a signal, not an error
@@ -51,7 +51,7 @@ def run_to_last_residual(
     *,
     grad: bool = True,
     edits: Mapping[str, Callable[[Tensor], None]] | None = None,
-    hooks: Sequence[tuple[str, Callable[..., Tensor]]] = (),
+    hooks: Sequence[Hook] = (),
     until: str | None = None,
 ) -> Captured:
     """Run the blocks on the tokens; keep the given sites open; stop at the last residual stream.
