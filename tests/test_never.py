@@ -337,6 +337,24 @@ def test_the_model_is_left_as_it_came(pair, where, error):
         assert calls == ["mine"], "the user's own hook is gone"
 
 
+def test_scores_inside_a_users_context_of_hooks(pair):
+    """They are part of the model that is scored, and still there when the score is done."""
+    model, ids, calls = warm_host(pair), tiny.tokens(), []
+    before, plain = hooks_of(model), ls.score(model, ids, ls.Semantic(7), sites="embed").values
+
+    def halved(activation, hook):
+        calls.append(hook.name)
+        return activation / 2
+
+    with model.hooks(fwd_hooks=[("blocks.1.hook_resid_pre", halved)]):
+        entered = hooks_of(model)
+        changed = ls.score(model, ids, ls.Semantic(7), sites="embed").values
+        assert calls
+        assert hooks_of(model) == entered
+    assert not torch.allclose(changed, plain, rtol=1e-2)
+    assert hooks_of(model) == before
+
+
 def test_interrupted_in_the_backward_pass(pair, monkeypatch):
     model, ids = warm_host(pair), tiny.tokens()
     hooks, flags = hooks_of(model), flags_of(model)
