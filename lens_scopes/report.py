@@ -143,6 +143,7 @@ def provenance(result: Any) -> list[tuple[str, str]]:
         ("frozen", ", ".join(meta.get("freeze", ())) or "nothing"),
         ("along", meta.get("along")),
         ("method", meta.get("method")),
+        ("path", f"{meta['steps']} points; they miss {meta['gap']:.2e} of the metric" if "gap" in meta else None),
         ("residual", f"{result.residual:.2e} of the largest total" if isinstance(result, Flow) else None),
         ("standard errors", "yes, from random probes" if getattr(result, "stderr", None) is not None else None),
         ("versions", versions),

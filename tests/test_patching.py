@@ -167,10 +167,20 @@ def test_the_path_integral_is_complete_at_the_embedding(name):
         found = patching.predict(
             tiny.host("gpt2", tiny.BACKENDS[0]), CLEAN, CORRUPTED, SCOPES[name], sites="embed", steps=steps
         )
-        gaps.append(abs(float(found.values.sum()) - found.meta["metric"]["clean"] + found.meta["metric"]["corrupted"]))
+        missed = found.meta["metric"]["clean"] - found.meta["metric"]["corrupted"] - float(found.values.sum())
+        assert found.meta["gap"] == pytest.approx(missed, rel=1e-9)
+        gaps.append(abs(missed))
     assert gaps[2] < 1e-4
     assert 3 < gaps[0] / gaps[1] < 5
     assert 3 < gaps[1] / gaps[2] < 5
+
+
+@pytest.mark.parametrize("sites", ["z", "resid_post"])
+def test_the_gap_is_that_of_the_path_whatever_the_sites(sites):
+    model, scope = tiny.host("gpt2", tiny.BACKENDS[0]), ls.Semantic(TARGET, VERSUS)
+    found, at_embed = (patching.predict(model, CLEAN, CORRUPTED, scope, sites=s, steps=7) for s in (sites, "embed"))
+    assert found.meta["gap"] == pytest.approx(at_embed.meta["gap"], rel=1e-6)
+    assert "gap" not in patching.predict(model, CLEAN, CORRUPTED, scope, sites=sites).meta
 
 
 @pytest.mark.parametrize("backend", tiny.BACKENDS)

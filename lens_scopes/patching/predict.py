@@ -50,7 +50,10 @@ def predict(
         steps: points of the integration path; 1 is the gradient at the corrupted run.
 
     Returns:
-        Scores with axes ("site", "pos"(, "head")), units "signed" ("squared" for Fisher).
+        Scores with axes ("site", "pos"(, "head")), units "signed" ("squared" for Fisher). With ``steps`` > 1
+        ``meta["gap"]`` is what the points missed, in the metric's units: its difference between the prompts minus the
+        sum of the predictions at "embed", whichever sites were asked for. A model may switch between two points of the
+        path: a large gap asks for more steps.
 
     Raises:
         ValueError: prompts of different length; steps > 1 with Fisher; or see ``score``.
@@ -77,7 +80,7 @@ def predict(
         msg = f"steps={steps}: {scope!r} predicts a squared form, which no path integral completes; write steps=1"
         raise ValueError(msg)
     _refuse_later(pair, wanted, made)
-    delta = [_wide(clean_run.sites[name][0].detach()) - _wide(run.sites[name][0].detach()) for name in wanted.names]
+    delta = {name: _wide(clean_run.sites[name][0].detach()) - _wide(run.sites[name][0].detach()) for name in opened}
     meta = describe(run, 0, [made], scope, ())
     meta |= {
         "units": "squared" if made.squared else "signed",
@@ -88,11 +91,13 @@ def predict(
         "metric": _metric(scope, run, clean_run) if not made.squared else None,
     }
     if steps == 1:
-        rows = _contract(run, [made], delta, wanted)[0]
+        found = {name: rows[0] for name, rows in _contract(run, [made], delta).items()}
     else:
-        ends = clean_run.sites[EMBED].detach(), run.sites[EMBED].detach()
+        corrupted_end = run.sites[EMBED].detach()
         del run, clean_run
-        rows = _integrate(pair, scope, wanted, delta, ends, steps)
+        found = _integrate(pair, scope, delta, corrupted_end, steps)
+        meta["gap"] = meta["metric"]["clean"] - meta["metric"]["corrupted"] - float(found[EMBED].sum())
+    rows = torch.stack([found[name] for name in wanted.names], 1)
     probes = None
     if made.squared:
         weights = 1.0 if made.weights is None else made.weights.to(rows).reshape(-1, *[1] * (rows.ndim - 1))
@@ -108,36 +113,36 @@ def axes(wanted: Sites, shape: torch.Size) -> tuple[tuple[str, ...], dict[str, t
     return dims, {"site": wanted.names, **{dim: tuple(range(n)) for dim, n in zip(dims[1:], shape[1:], strict=True)}}
 
 
-def _contract(run: Trace, made: list[Cotangents], delta: list[Tensor], wanted: Sites) -> Float[Tensor, "batch row ..."]:
-    """⟨J_tᵀv_i, Δa_t⟩ for every prompt of the run, cotangent and place: [batch, row, site, pos(, head)]."""
-    parts = []
-    for _, gradients in pull_back(run, Rows.of([[one] for one in made]), made[0].site):
-        products = [(_wide(gradients[name]) * d).sum(-1) for name, d in zip(wanted.names, delta, strict=True)]
-        parts.append(torch.stack(products, 2).movedim(1, 0).cpu())
-    return torch.cat(parts, 1)
+def _contract(run: Trace, made: list[Cotangents], delta: dict[str, Tensor]) -> dict[str, Tensor]:
+    """⟨J_tᵀv_i, Δa_t⟩ for every prompt of the run, cotangent and place: by site, each [batch, row, pos(, head)]."""
+    parts = [
+        {name: (_wide(gradients[name]) * moved).sum(-1).transpose(0, 1).cpu() for name, moved in delta.items()}
+        for _, gradients in pull_back(run, Rows.of([[one] for one in made]), made[0].site)
+    ]
+    return {name: torch.cat([part[name] for part in parts], 1) for name in delta}
 
 
 def _integrate(
-    pair: Pair, scope: Scope, wanted: Sites, delta: list[Tensor], ends: tuple[Tensor, Tensor], steps: int
-) -> Float[Tensor, "row site pos ..."]:
-    """The mean over midpoints of the line between the embeddings (clean, corrupted); each site keeps its own Δa."""
-    host, (clean, corrupted) = pair.host, ends
+    pair: Pair, scope: Scope, delta: dict[str, Tensor], corrupted: Float[Tensor, "1 pos d_model"], steps: int
+) -> dict[str, Float[Tensor, "row pos ..."]]:
+    """The mean over midpoints of the line between the embeddings; each site keeps its own Δa."""
     midpoints = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
     size = max(1, _BATCH_TOKENS // len(pair.corrupted))
     inner = getattr(scope, "site", FINAL)
-    names = [*wanted.names, *([] if inner == FINAL or inner in wanted.names else [inner])]
-    total = torch.zeros(())
+    names = [*delta, *([] if inner == FINAL or inner in delta else [inner])]
+    total = dict.fromkeys(delta, torch.zeros(()))
     for alphas in tqdm(midpoints.split(size), desc="integrating", leave=False, disable=steps <= size):
-        line = corrupted + alphas.to(clean)[:, None, None] * (clean - corrupted)
+        line = corrupted + alphas.to(corrupted)[:, None, None] * delta[EMBED].to(corrupted)
 
         def place(activation: Tensor, hook: object, line: Tensor = line) -> Tensor:  # noqa: ARG001
             return line.to(activation)
 
-        with host.hooks([(EMBED, place)]):
-            run = trace(host, pair.corrupted.expand(len(alphas), -1), names, [pair.position])
+        with pair.host.hooks([(EMBED, place)]):
+            run = trace(pair.host, pair.corrupted.expand(len(alphas), -1), names, [pair.position])
             made = [cotangents_of(scope, run.state(b, 0)) for b in range(len(alphas))]
-            total = total + _contract(run, made, delta, wanted).sum(0)
-    return total / steps
+            for name, rows in _contract(run, made, delta).items():
+                total[name] = total[name] + rows.sum(0)
+    return {name: rows / steps for name, rows in total.items()}
 
 
 def _metric(scope: Scope, corrupted: Trace, clean: Trace) -> dict[str, float]:
