@@ -102,7 +102,7 @@ def test_enough_passes_are_exact(backend):
 @pytest.mark.parametrize("passes", [2, 4, 7, 12])
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma2"])
 def test_estimates_are_unbiased(architecture, passes):
-    """The mean of many seeds is the exact score within three standard errors of the mean; the sum over pos as well."""
+    """The mean of many seeds is the exact score: the sum over tokens within three standard errors, each token within 3.9."""
     truth = truth_of(architecture)
     state = state_of(tiny.host(architecture, tiny.BACKENDS[0]))
     found = torch.stack(
