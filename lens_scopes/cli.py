@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 import lens_scopes as ls
-from lens_scopes import cli_bench, html, tables
+from lens_scopes import cli_bench, html, results, tables
 from lens_scopes.terminal import (
     Backend,
     Model,
@@ -85,7 +85,7 @@ def score(
         if save_path is not None:
             scores.save(save_path)
         if html_path is not None:
-            html_path.write_text(html.page(f"{scores.meta['scope']}: {prompt}", scores._repr_html_()), encoding="utf-8")
+            results.write(html_path, html.page(f"{scores.meta['scope']}: {prompt}", scores._repr_html_()).encode())
         if json_path is not None:
             _write_json(scores, json_path)
         if save_path is html_path is json_path is None:
@@ -157,7 +157,7 @@ def demo(
                 }
             say(*tables.of_case(case, found))
             figures += [scores._repr_html_() for scores in found.values()]
-        out.write_text(html.page("lens_scopes: the demo model", *figures), encoding="utf-8")
+        results.write(out, html.page("lens_scopes: the demo model", *figures).encode())
         say(f"All layers of every score are in {out.resolve()}")
 
 
@@ -192,4 +192,4 @@ def _write_json(scores: ls.Scores, path: Path) -> None:
     if str(path) == "-":
         typer.echo(text, nl=False)
     else:
-        path.write_text(text, encoding="utf-8")
+        results.write(path, text.encode())

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import lens_scopes as ls
-from lens_scopes import html
+from lens_scopes import html, results
 from lens_scopes.terminal import (
     Backend,
     Model,
@@ -81,9 +81,9 @@ def bench(
                 resume=out / "rows.jsonl",
             )
         table.save(out / "table.safetensors")
-        table.to_dataframe().to_parquet(out / "summary.parquet")
-        table.per_prompt().to_parquet(out / "per_prompt.parquet")
-        (out / "table.md").write_text(table.to_markdown() + "\n", encoding="utf-8")
+        results.write(out / "summary.parquet", table.to_dataframe().to_parquet())
+        results.write(out / "per_prompt.parquet", table.per_prompt().to_parquet())
+        results.write(out / "table.md", f"{table.to_markdown()}\n".encode())
         say(table.to_markdown(), f"{len(read)} prompts; everything is in {out.resolve()}")
 
 
@@ -112,10 +112,11 @@ def compare(
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             found.save(out / "comparison.safetensors")
-            found.to_dataframe().to_parquet(out / "comparison.parquet")
+            results.write(out / "comparison.parquet", found.to_dataframe().to_parquet())
             parts = (found._repr_html_(), predicted._repr_html_(), measured._repr_html_())
-            (out / "comparison.html").write_text(html.page("Predicted and measured patches", *parts), encoding="utf-8")
-        say(*(f"{name:>16}  {html.number(value)}" for name, value in found.summary().items()))
+            results.write(out / "comparison.html", html.page("Predicted and measured patches", *parts).encode())
+        numbers = found.summary() | ({"gap": predicted.meta["gap"]} if steps > 1 else {})
+        say(*(f"{name:>16}  {html.number(value)}" for name, value in numbers.items()))
 
 
 def _prompts(path: Path) -> list[Any]:

@@ -1,6 +1,8 @@
 """The commands bench and compare: what they write, that they go on where they stopped, and how they fail."""
 
+import errno
 import json
+import os
 
 import pytest
 import torch
@@ -94,6 +96,48 @@ def test_compare_writes_a_comparison(tmp_path):
     assert torch.equal(found.measured.values, expected.values)
     assert "spearman" in result.stdout
     assert "://" not in (tmp_path / "comparison.html").read_text(encoding="utf-8")
+
+
+def test_compare_along_a_path_says_what_the_points_missed():
+    prompts, options = ("The cat sat", "The dog sat"), ("--model", tiny.directory("gpt2"), "--sites", "z")
+    stdout = call("compare", *prompts, *options, "--steps", 3).stdout
+    expected = ls.patching.predict(ls.load(tiny.directory("gpt2")), *prompts, ls.Semantic(), sites="z", steps=3)
+    (shown,) = [float(line.split()[1]) for line in stdout.splitlines() if line.split()[0] == "gap"]
+    assert shown == pytest.approx(expected.meta["gap"], rel=0.01)
+    assert "gap" not in call("compare", *prompts, *options).stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "files"),
+    [
+        ("bench", ("table.safetensors", "summary.parquet", "per_prompt.parquet", "table.md", "rows.jsonl")),
+        ("compare", ("comparison.safetensors", "comparison.parquet", "comparison.html")),
+    ],
+)
+def test_a_disk_that_is_full_costs_no_file_that_was_there(prompts, tmp_path, monkeypatch, command, files):
+    out = tmp_path / "out"
+
+    def run(code=0):
+        if command == "bench":
+            return bench(prompts, out, code=code)
+        return call("compare", "The cat sat", "The dog sat", "--model", tiny.directory("gpt2"), "--out", out, code=code)
+
+    run()
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert set(before) == set(files)
+
+    for turn in range(len(files)):
+        written = []
+
+        def full(file, turn=turn, written=written):
+            written.append(file)
+            if len(written) > turn:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", full)
+            assert "No space left" in run(code=2).stderr
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 def test_compare_refuses_prompts_of_different_length():

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_scopes import results
+
 
 @dataclass(frozen=True, eq=False)
 class Rows:
@@ -45,7 +47,7 @@ class Rows:
                 "another path, or delete it"
             )
             raise ValueError(msg)
-        path.write_text("".join(f"{line}\n" for line in lines or [header]), encoding="utf-8")
+        results.write(path, "".join(f"{line}\n" for line in lines or [header]).encode())
         found = [json.loads(line) for line in lines[1:]]
         return cls(path, {row["prompt"]: torch.tensor(row["values"], dtype=torch.float64) for row in found})
 
