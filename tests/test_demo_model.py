@@ -1,6 +1,8 @@
 """Tests that the model of the demo does what its documentation says, on every installed host."""
 
 from importlib.util import find_spec
+from itertools import pairwise
+from random import Random
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ import lens_scopes as ls
 from lens_scopes import demo
 from lens_scopes.demo.answers import accuracy, mean_error, next_words
 from lens_scopes.demo.evaluate import wilson, write_into
-from lens_scopes.demo.train import CONFIGS, train
+from lens_scopes.demo.generators import GENERATORS
+from lens_scopes.demo.train import CONFIGS, slopes, train
 from lens_scopes.demo.truth import replacements
 from lens_scopes.demo.vocabulary import vocabulary
 
@@ -61,6 +64,39 @@ def test_the_twin_moves_the_answer_to_versus(hf_model, kind):
     cases = demo.cases(kind, n=100, seed=13)
     answers = next_words(hf_model, [case.corrupted_tokens for case in cases])
     assert sum(word == case.versus for word, case in zip(answers, cases, strict=True)) >= 95
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("kind", demo.KINDS[:4])
+def test_the_answer_becomes_the_twins_gradually(kind):
+    """The integral along the line between the embeddings, by 50 midpoints, is the difference of the metric."""
+    model = demo.load()
+    for case in demo.cases(kind, n=5, seed=17):
+        scope = ls.Semantic(case.answer, versus=case.versus)
+        found = ls.patching.predict(model, case.prompt, case.corrupted, scope, sites="embed", steps=50)
+        whole = found.meta["metric"]["clean"] - found.meta["metric"]["corrupted"]
+        assert abs(float(found.values.sum()) - whole) < 0.01 * whole
+
+
+@torch.no_grad()
+def test_slopes_are_those_of_the_logit_difference(hf_model):
+    """Against one prompt and one point of the line at a time."""
+    drafts = [GENERATORS[kind](Random(3), False) for kind in ("ioi", "translation", "persona")]
+    ids, points, expected = {word: n for n, word in enumerate(vocabulary())}, [0.1, 0.3, 0.35, 0.9], []
+    for draft in drafts:
+        clean, twin = (
+            hf_model.get_input_embeddings()(torch.tensor([[ids["<bos>"], *map(ids.get, words)]]))
+            for words in (draft.words, draft.twin)
+        )
+        logits = [hf_model(inputs_embeds=twin + p * (clean - twin)).logits[0, -1] for p in (0, 1, *points)]
+        f = [float(row[ids[draft.answer]] - row[ids[draft.versus]]) for row in logits]
+        expected += [
+            (after - before) / (q - p) / (f[1] - f[0])
+            for (before, after), (p, q) in zip(pairwise(f[2:]), pairwise(points), strict=True)
+        ]
+    found = slopes(hf_model, drafts, torch.tensor(points))
+    assert found.shape == (3, 3)
+    assert found.flatten().tolist() == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
 @pytest.mark.host

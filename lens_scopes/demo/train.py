@@ -8,8 +8,9 @@ Some heads are set up instead of learnt (see `start`); nothing is held fixed aft
 
 Training has two stages. After the first the model is right, and sensitive to everything: a small change of any
 embedding, in a direction that no word has, moves its answer. In the second stage noise is added to all embeddings, so
-that an answer stays unless a word that it hangs on becomes another. The second stage starts from the stored weights of
-the first (`--harden` does it alone).
+that an answer stays unless a word that it hangs on becomes another; and jumps are penalised on the line between the
+embeddings of a prompt and its twin, which noise alone would make: an integral along that line needs a path that can
+be followed. The second stage starts from the stored weights of the first (`--harden` does it alone).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
@@ -28,6 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lens_scopes.demo.answers import padded
 from lens_scopes.demo.draft import Draft
 from lens_scopes.demo.generators import GENERATORS
 from lens_scopes.demo.start import set_up
@@ -35,16 +37,25 @@ from lens_scopes.demo.vocabulary import BOS, EOS, PAD, vocabulary
 
 MODEL_DIR = Path(__file__).parent / "model"
 
+# Neighbouring points of a line that is to be integrated by 50 midpoints.
+_WINDOW = torch.arange(13) / 50
+
 
 @dataclass(frozen=True)
 class Config:
-    """The size of a model and the length of its training; `batch` says how many documents of each kind make a step."""
+    """The size of a model and the length of its training.
+
+    `batch` says how many documents of each kind make a step. In the second stage `noise` is the largest standard
+    deviation on a coordinate of an embedding, and `gentleness` the weight of what `slopes` exceed `steepest` by.
+    """
 
     name: str
     batch: dict[str, int]
     steps: int
     noisy_steps: int = 0
-    noise: float = 0.2
+    noise: float = 0.3
+    steepest: float = 6.75
+    gentleness: float = 0.5
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup: int = 50
@@ -111,9 +122,9 @@ def harden(config: str | Config, out_dir: str | Path) -> Path:
     with torch.random.fork_rng(devices=[]), (out / "train.log").open("a") as log:
         torch.manual_seed(config.seed + 1)
         model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)
-        print(f"second stage: noise up to {config.noise} on every coordinate of an embedding", file=log, flush=True)
         later = replace(config, seed=config.seed + 1, learning_rate=config.learning_rate / 2)
-        _fit(model, later, log, config.noisy_steps, config.noise)
+        print(f"second stage: {asdict(later)}", file=log, flush=True)
+        _fit(model, later, log, config.noisy_steps, noisy=True)
         _store(model, config, out, log)
     return out
 
@@ -167,7 +178,7 @@ def _config(config: str | Config) -> Config:
     return CONFIGS[config]
 
 
-def _fit(model: LlamaForCausalLM, config: Config, log: TextIO, steps: int, noise: float = 0.0) -> None:
+def _fit(model: LlamaForCausalLM, config: Config, log: TextIO, steps: int, *, noisy: bool = False) -> None:
     from tqdm import trange
 
     decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -179,13 +190,19 @@ def _fit(model: LlamaForCausalLM, config: Config, log: TextIO, steps: int, noise
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config.warmup, steps))
     streams = {kind: _stream(kind, size, config.seed) for kind, size in config.batch.items()}
-    begin, running = time.perf_counter(), dict.fromkeys(config.batch, 0.0)
+    twins = _twins(config.seed)
+    begin, running = time.perf_counter(), dict.fromkeys((*config.batch, *(["steepest"] if noisy else [])), 0.0)
     model.train()
     for step in trange(1, steps + 1, desc=f"training {config.name}"):
         for kind, stream in streams.items():
-            loss, graded = _loss(model, *next(stream), noise)
+            loss, graded = _loss(model, *next(stream), config.noise if noisy else 0.0)
             (loss / len(streams)).backward()
             running[kind] += graded / config.log_every
+        if noisy:
+            window = torch.rand(()) * (1 - _WINDOW[-1]) + _WINDOW
+            slope = slopes(model, next(twins), window).abs()
+            (config.gentleness * (slope - config.steepest).relu().mean()).backward()
+            running["steepest"] += slope.max().item() / config.log_every
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -197,7 +214,7 @@ def _fit(model: LlamaForCausalLM, config: Config, log: TextIO, steps: int, noise
             model.train()
             line = f"step {step} seconds {time.perf_counter() - begin:.0f} loss {losses} | held out {held_out}"
             print(line, file=log, flush=True)
-            running = dict.fromkeys(config.batch, 0.0)
+            running = dict.fromkeys(running, 0.0)
 
 
 def _rate(step: int, warmup: int, steps: int) -> float:
@@ -223,9 +240,32 @@ def _loss(
     return (each * weights).sum() / weights.sum(), each.detach()[determined].mean().item()
 
 
-def _stream(kind: str, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    from lens_scopes.demo.answers import padded
+def slopes(
+    model: LlamaForCausalLM, drafts: Sequence[Draft], points: Float[Tensor, " point"]
+) -> Float[Tensor, "draft point-1"]:
+    """Returns how fast the answer becomes that of the twin on the line between the two prompts' embeddings.
 
+    The slope of the logit difference from point to point; the points are in units of the line, 0 at the twin, and
+    slopes in units of the whole difference. A straight line has 1; a jump is as steep as its points are close.
+    """
+    ids = {word: index for index, word in enumerate(vocabulary())}
+    last = torch.tensor([len(draft.words) for draft in drafts])
+    twin, prompt = (
+        model.get_input_embeddings()(padded([[ids[BOS], *(ids[word] for word in words)] for words in prompts]))
+        for prompts in ([draft.twin for draft in drafts], [draft.words for draft in drafts])
+    )
+    where = torch.cat([torch.tensor([0.0, 1.0]), points])[:, None, None]
+    line = torch.lerp(twin[:, None], prompt[:, None], where)
+    states = model.model(inputs_embeds=line.flatten(0, 1)).last_hidden_state.unflatten(0, line.shape[:2])
+    states = states[torch.arange(len(drafts)), :, last]
+    words = model.lm_head.weight
+    direction = words[[ids[draft.answer] for draft in drafts]] - words[[ids[str(draft.versus)] for draft in drafts]]
+    difference = torch.einsum("npd,nd->np", states, direction)
+    whole = (difference[:, 1:2] - difference[:, :1]).clamp(min=1)
+    return difference[:, 2:].diff(dim=1) / points.diff() / whole
+
+
+def _stream(kind: str, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     ids = {word: index for index, word in enumerate(vocabulary())}
     rng = Random(f"train {kind} {seed}")
     while True:
@@ -235,6 +275,13 @@ def _stream(kind: str, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         for row, draft in zip(weights, drafts, strict=True):
             row[: len(draft.document) + 2] = torch.tensor(_weights(draft))
         yield tokens, weights
+
+
+def _twins(seed: int, each: int = 16) -> Iterator[list[Draft]]:
+    """Yields drafts of the one kind in which noise alone makes a jump."""
+    rng = Random(f"twins {seed}")
+    while True:
+        yield [GENERATORS["ioi"](rng, False) for _ in range(each)]
 
 
 def _weights(draft: Draft) -> list[float]:
