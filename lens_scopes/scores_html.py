@@ -53,8 +53,9 @@ def scores_grids(scores: "Scores", view: str, first: First = "show") -> list[Gri
 
 
 def scores_title(scores: "Scores") -> str:
-    """What was asked of which model."""
-    return f"{scores.meta.get('scope', 'scores')} on {scores.meta.get('model', 'a model')}"
+    """What was asked of which model; of effects of patches, whether they were predicted or measured."""
+    asked = f"{scores.meta.get('scope', 'scores')} on {scores.meta.get('model', 'a model')}"
+    return f"{scores.meta['patching']} effects of patches: {asked}" if "patching" in scores.meta else asked
 
 
 def scores_html(scores: "Scores", view: str | None = None, first: First = "show") -> str:
