@@ -69,21 +69,28 @@ def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], header: Map
 def write(path: str | Path, payload: bytes) -> Path:
     """Write a file whole or not at all: beside its place and then moved there, so that no reader sees half of it.
 
+    A link stays a link, to a new file. A pipe or a terminal, which cannot be moved to, is written to.
+
     Raises:
         FileNotFoundError: the directory is not there.
+        IsADirectoryError: the path is a directory.
 
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        path.write_bytes(payload)
+        return path
     if not path.parent.is_dir():
         msg = f"there is no directory {path.parent} to write {path.name} to"
         raise FileNotFoundError(msg)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    place = path.resolve()
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with temporary.open("xb") as file:
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary.replace(place)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -207,6 +207,24 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
     assert not failures
 
 
+def test_a_link_stays_a_link_and_a_pipe_is_written_to(tmp_path):
+    real, link, pipe = (tmp_path / name for name in ("real", "link", "pipe"))
+    made().save(real)
+    link.symlink_to(real)
+    estimate().save(link)
+    assert link.is_symlink()
+    assert torch.equal(ls.Scores.load(real).values, estimate().values)
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        made().save(pipe)
+        assert os.read(reader, 1_000_000) == made().save(real).read_bytes()
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+    assert {p.name for p in tmp_path.iterdir()} == {"real", "link", "pipe"}
+
+
 def test_a_line_says_what_they_are():
     assert repr(made()) == "Scores(site=3, pos=7; Semantic(), norm, toy)"
 
