@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -191,7 +192,7 @@ def _fit(model: LlamaForCausalLM, config: Config, log: TextIO, steps: int, *, no
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config.warmup, steps))
     streams = {kind: _stream(kind, size, config.seed) for kind, size in config.batch.items()}
     twins = _twins(config.seed)
-    begin, running = time.perf_counter(), dict.fromkeys((*config.batch, *(["steepest"] if noisy else [])), 0.0)
+    begin, running = time.perf_counter(), defaultdict[str, float](float)
     model.train()
     for step in trange(1, steps + 1, desc=f"training {config.name}"):
         for kind, stream in streams.items():
@@ -214,7 +215,7 @@ def _fit(model: LlamaForCausalLM, config: Config, log: TextIO, steps: int, *, no
             model.train()
             line = f"step {step} seconds {time.perf_counter() - begin:.0f} loss {losses} | held out {held_out}"
             print(line, file=log, flush=True)
-            running = dict.fromkeys(running, 0.0)
+            running.clear()
 
 
 def _rate(step: int, warmup: int, steps: int) -> float:
@@ -261,6 +262,7 @@ def slopes(
     words = model.lm_head.weight
     direction = words[[ids[draft.answer] for draft in drafts]] - words[[ids[str(draft.versus)] for draft in drafts]]
     difference = torch.einsum("npd,nd->np", states, direction)
+    # At least one logit: prompts that the model does not tell apart yet have no difference to divide by.
     whole = (difference[:, 1:2] - difference[:, :1]).clamp(min=1)
     return difference[:, 2:].diff(dim=1) / points.diff() / whole
 
