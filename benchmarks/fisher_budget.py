@@ -18,9 +18,9 @@ from scipy.stats import t as student
 from torch import Tensor
 
 import lens_scopes as ls
+from lens_scopes.calculus.pullback import Rows, pull_back
+from lens_scopes.calculus.trace import trace
 from lens_scopes.host import Host
-from lens_scopes.pullback import Rows, pull_back
-from lens_scopes.trace import trace
 
 PASSES = (4, 8, 16, 32)
 #: Medians over tokens, per cent, that must not be exceeded.

@@ -13,8 +13,8 @@ import time
 
 import torch
 
-from lens_scopes.fisher import CentredRows, Fisher, fisher_matrix
-from lens_scopes.state import FinalState
+from lens_scopes.scopes.fisher import CentredRows, Fisher, fisher_matrix
+from lens_scopes.scopes.state import FinalState
 
 
 def state_of(width: int, vocab: int) -> FinalState:

@@ -15,8 +15,8 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 import lens_scopes as ls
-from lens_scopes import views
-from lens_scopes.html import predictions
+from lens_scopes.views import choosing
+from lens_scopes.views.markup import predictions
 
 PICTURE = Path(__file__).with_name("picture.png")
 PROMPT = "German : heute sieht der Hund die Maus . English : today the dog"
@@ -38,10 +38,11 @@ def page() -> str:
         f"<!doctype html><meta charset='utf-8'><style>{STYLE}</style><main>"
         "<h2>Which tokens, at which layer, does this prediction depend on?</h2>"
         f"<code>{html.escape('ls.score(model, prompt, ls.Semantic())')}</code>"
-        f"<div class='says'>{predictions(scores.meta)}</div>{views.body(scores, 'layers')}"
+        f"<div class='says'>{predictions(scores.meta)}</div>{choosing.body(scores, 'layers')}"
         "<h2>Through which heads, and along which positions?</h2>"
         f"<code>{html.escape('ls.flow(model, prompt, ls.Semantic())')}</code>"
-        f"<div class='pair'><div>{views.body(flow, 'heads')}</div><div>{views.body(flow, 'stream')}</div></div></main>"
+        f"<div class='pair'><div>{choosing.body(flow, 'heads')}</div>"
+        f"<div>{choosing.body(flow, 'stream')}</div></div></main>"
     )
 
 

@@ -3,18 +3,18 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lens_scopes.fisher import Fisher
+from lens_scopes.calculus.memory import memory_budget
 from lens_scopes.flow import flow
-from lens_scopes.flows import Flow
 from lens_scopes.host import load
 from lens_scopes.jacobian import Jacobian, jacobian
-from lens_scopes.memory import memory_budget
-from lens_scopes.report import report
+from lens_scopes.results.flow import Flow
+from lens_scopes.results.scores import Scores
 from lens_scopes.scopes import Direction, Metric, Semantic, Temperature
+from lens_scopes.scopes.fisher import Fisher
+from lens_scopes.scopes.state import Cotangents, FinalState
 from lens_scopes.score import score, score_batch
-from lens_scopes.scores import Scores
-from lens_scopes.show import Shown, show
-from lens_scopes.state import Cotangents, FinalState
+from lens_scopes.views.report import report
+from lens_scopes.views.show import Shown, show
 
 if TYPE_CHECKING:
     from lens_scopes import demo, evaluate, patching

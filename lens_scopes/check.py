@@ -8,17 +8,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.fisher import Fisher
-from lens_scopes.flows import Flow
+from lens_scopes.calculus.pullback import Rows, pull_back
+from lens_scopes.calculus.trace import trace
 from lens_scopes.host import Host, run_to_last_residual
 from lens_scopes.host.readout import final_norm
-from lens_scopes.pullback import Rows, pull_back
+from lens_scopes.results.flow import Flow
+from lens_scopes.results.scores import Scores
 from lens_scopes.scopes import Semantic, Temperature
+from lens_scopes.scopes.fisher import Fisher
+from lens_scopes.scopes.state import Cotangents, Scope, cotangents_of
 from lens_scopes.score import score
-from lens_scopes.scores import Scores
 from lens_scopes.sites import EMBED, FINAL, HEADS
-from lens_scopes.state import Cotangents, Scope, cotangents_of
-from lens_scopes.trace import trace
 
 # Steps relative to the length of the activation, each a quarter of the one before: large ones suffer from curvature,
 # small ones from rounding; where neighbours agree best the two are balanced.

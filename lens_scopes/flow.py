@@ -7,18 +7,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.flows import Flow
+from lens_scopes.calculus.describe import describe
+from lens_scopes.calculus.ledger import Ledger, block_sites, is_parallel
+from lens_scopes.calculus.memory import lanes_at_once
+from lens_scopes.calculus.paths import strongest_paths
+from lens_scopes.calculus.pullback import Rows, pull_back
+from lens_scopes.calculus.pushforward import push_forward
+from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host, encode, token_texts
 from lens_scopes.host.prompts import Prompt, positions_of
-from lens_scopes.ledger import Ledger, block_sites, is_parallel
-from lens_scopes.memory import lanes_at_once
-from lens_scopes.paths import strongest_paths
-from lens_scopes.provenance import describe
-from lens_scopes.pullback import Rows, pull_back
-from lens_scopes.pushforward import push_forward
+from lens_scopes.results.flow import Flow
+from lens_scopes.scopes.state import Cotangents, Scope, cotangents_of
 from lens_scopes.sites import EMBED, FINAL, HEADS, STREAM
-from lens_scopes.state import Cotangents, Scope, cotangents_of
-from lens_scopes.trace import Trace, trace
 
 if TYPE_CHECKING:
     import pandas as pd

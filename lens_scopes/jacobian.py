@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_scopes.calculus.memory import lanes_at_once, rows_at_once
+from lens_scopes.calculus.pullback import Rows, pull_back
+from lens_scopes.calculus.pushforward import push_forward
+from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host, encode, token_texts
 from lens_scopes.host.prompts import Prompt, positions_of
-from lens_scopes.memory import lanes_at_once, rows_at_once
-from lens_scopes.pullback import Rows, pull_back
-from lens_scopes.pushforward import push_forward
+from lens_scopes.scopes.state import Cotangents
 from lens_scopes.sites import FINAL, depth
-from lens_scopes.state import Cotangents
-from lens_scopes.trace import Trace, trace
 
 if TYPE_CHECKING:
     import pandas as pd

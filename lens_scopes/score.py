@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_scopes.calculus.describe import describe
+from lens_scopes.calculus.pullback import Rows, pull_back
+from lens_scopes.calculus.trace import trace
 from lens_scopes.host import Host, encode, token_texts
 from lens_scopes.host.prompts import Positions, Prompt, positions_of
-from lens_scopes.provenance import describe
-from lens_scopes.pullback import Rows, pull_back
-from lens_scopes.scores import Scores
+from lens_scopes.results.scores import Scores
+from lens_scopes.scopes.state import Cotangents, Scope, cotangents_of
 from lens_scopes.sites import FINAL, Sites, depth
-from lens_scopes.state import Cotangents, Scope, cotangents_of
-from lens_scopes.trace import trace
 
 Along = Literal["activation"] | Float[Tensor, "site pos d_model"] | None
 

@@ -99,7 +99,7 @@ def test_any_memory_budget_gives_the_same(pair, scope):
 
 
 def test_a_tiny_budget_really_makes_chunks(monkeypatch):
-    from lens_scopes import pullback
+    from lens_scopes.calculus import pullback
 
     seen, vjp = [], pullback._vjp
     monkeypatch.setattr(pullback, "_vjp", lambda o, i, c: (seen.append(len(c)), vjp(o, i, c))[1])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import lens_scopes as ls
-from lens_scopes import circuits, views
+from lens_scopes.views import choosing, circuits
 from shown import HOSTILE, by_head, by_target, flow, scores
 
 WORDS = ("<s>", " the", " cat", " sat", ".", " on", " a", " mat")
@@ -154,7 +154,7 @@ def test_every_view_as_a_page(visit, tmp_path, make, view, tokens):
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     said = page.locator("[title]").evaluate_all("all => all.map(e => e.title)")
     found = torch.tensor([float(text.rsplit(": ", 1)[1]) for text in said])
-    grids = views.grids(result, view)
+    grids = choosing.grids(result, view)
     expected = [torch.tensor(grid.values).flatten() for grid in grids]
     torch.testing.assert_close(found, torch.cat(expected) if grids else torch.tensor([]), rtol=6e-3, atol=1e-9)
     assert page.locator("img").count() == 0
@@ -177,7 +177,7 @@ def test_rows_carry_the_numbers(visit, make, view):
     """What the table beside a token says, times the number in the row's brackets, is the tensor's number."""
     result = make(WORDS)
     page = settled(visit(result.show(view).document))
-    for place, grid in zip(page.locator(".circuits").all(), views.grids(result, view), strict=True):
+    for place, grid in zip(page.locator(".circuits").all(), choosing.grids(result, view), strict=True):
         place.locator("span > span[style*='inline-block']").nth(3).hover()
         rows = place.locator("table tbody tr").all_inner_texts()[: len(grid.rows)]
         for row, name, line in zip(rows, grid.rows, grid.values, strict=True):
@@ -222,7 +222,7 @@ def test_hostile_tokens_are_text(visit, view):
 
 def test_hostile_tokens_in_edges_and_reports(visit):
     settled(visit(flow(HOSTILE, heads=1, layers=1).show("edges").document)).wait_for_timeout(300)
-    from lens_scopes.report import page as written
+    from lens_scopes.views.report import page as written
 
     page = visit(written([scores(HOSTILE), flow(HOSTILE, heads=1, layers=1)]))
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
@@ -262,7 +262,7 @@ def test_static_views_say_the_tensors_numbers(visit):
 
 
 def test_the_explorer_answers(visit):
-    from lens_scopes.report import page as written
+    from lens_scopes.views.report import page as written
 
     travel = flow(WORDS)
     page = visit(written(travel))
@@ -310,7 +310,7 @@ def test_a_large_report_opens(visit, tmp_path):
 
 def test_every_view_can_be_seen_on_light_and_dark(visit):
     """Text on the page's own background is readable: its colour is far from what is behind it."""
-    from lens_scopes.report import page as written
+    from lens_scopes.views.report import page as written
 
     page = visit(written([scores(WORDS), flow(WORDS)]))
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")

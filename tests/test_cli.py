@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import lens_scopes as ls
 import tiny
-from lens_scopes.cli import app
+from lens_scopes.commands.main import app
 
 HAS_DEMO_MODEL = (ls.demo.MODEL_DIR / "config.json").is_file()
 PROMPT = "The cat sat on the"
@@ -181,7 +181,7 @@ def test_help_has_an_example(command):
 def test_as_a_program(tmp_path):
     """The entry point of the console script, in a process of its own: nothing but the table on stdout."""
     root = Path(ls.__file__).parents[1]
-    program = "from lens_scopes.cli import main; main()"
+    program = "from lens_scopes.commands.main import main; main()"
     arguments = ["score", PROMPT, "--model", str(tiny.directory("gpt2"))]
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments],

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import lens_scopes as ls
 import tiny
-from lens_scopes.cli import app
+from lens_scopes.commands.main import app
 
 PROMPTS = ["The cat sat on the mat", {"text": "A dog and a cat; the dog"}, {"tokens": tiny.tokens(8)}]
 

@@ -12,7 +12,7 @@ import lens_scopes as ls
 import oracles
 import tiny
 from lens_scopes import evaluate
-from lens_scopes.evaluate import statistics
+from lens_scopes.evaluate import intervals
 from lens_scopes.evaluate.ablation import Ablation
 from lens_scopes.evaluate.protocol import ask
 from report import assert_close
@@ -213,19 +213,19 @@ def test_scopes_and_functions_are_methods_too():
 def test_bootstrap_and_sign_flips_and_holm():
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(50, 2, generator=generator, dtype=torch.float64) + torch.tensor([0.0, 1.0])
-    low, high = statistics.bootstrap_interval(values)
+    low, high = intervals.bootstrap_interval(values)
     normal = 1.96 * values.std(0) / 50**0.5
     assert_close(torch.stack([low, high]), torch.stack([values.mean(0) - normal, values.mean(0) + normal]), 0.05)
-    p = statistics.sign_flip_p(values)
+    p = intervals.sign_flip_p(values)
     assert p[1] < 0.001
     assert float(p[0]) == pytest.approx(scipy.stats.ttest_1samp(values[:, 0], 0).pvalue, abs=0.02)
     few = torch.tensor([1.0, 2.0, 3.0, -0.5], dtype=torch.float64)  # exact: all 16 sign patterns
     signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=4)), dtype=torch.float64)
     exact = float(((signs @ few).abs() >= few.sum() - 1e-12).double().mean())
-    assert float(statistics.sign_flip_p(few)) == pytest.approx(exact, abs=0.01)
-    assert statistics.holm(torch.tensor([0.01, 0.04, 0.03, 0.5])).tolist() == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert float(intervals.sign_flip_p(few)) == pytest.approx(exact, abs=0.01)
+    assert intervals.holm(torch.tensor([0.01, 0.04, 0.03, 0.5])).tolist() == pytest.approx([0.04, 0.09, 0.09, 0.5])
     with pytest.raises(ValueError, match="level"):
-        statistics.bootstrap_interval(values, level=2.0)
+        intervals.bootstrap_interval(values, level=2.0)
 
 
 def test_a_table_is_paired_and_reproducible(tmp_path):

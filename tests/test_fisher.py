@@ -8,7 +8,7 @@ import torch
 import lens_scopes as ls
 import oracles
 import tiny
-from lens_scopes import fisher as implementation
+from lens_scopes.scopes import fisher as implementation
 from report import assert_close
 
 pytestmark = pytest.mark.host

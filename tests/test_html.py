@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import lens_scopes as ls
-from lens_scopes import html
-from lens_scopes.html import number
+from lens_scopes.views import markup
+from lens_scopes.views.markup import number
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -141,11 +141,11 @@ def test_an_attention_sink_does_not_bleach_the_rest():
 
 
 def test_signed_colours_tell_the_sign_and_zero_is_pale():
-    plus, minus, zero = (html.colour(v, 1.0)[0] for v in (1.0, -1.0, 0.0))
+    plus, minus, zero = (markup.colour(v, 1.0)[0] for v in (1.0, -1.0, 0.0))
     assert len({plus, minus, zero}) == 3
-    assert html.colour(float("nan"), 1.0)[0] not in (plus, minus, zero)
+    assert markup.colour(float("nan"), 1.0)[0] not in (plus, minus, zero)
     for value in torch.linspace(-1, 1, 81).tolist():
-        background, ink = html.colour(value, 1.0)
+        background, ink = markup.colour(value, 1.0)
         rgb = [int(x) for x in re.findall(r"\d+", background)]
         light = [((c / 255 + 0.055) / 1.055) ** 2.4 if c > 10 else c / 255 / 12.92 for c in rgb]  # WCAG 2
         luminance = 0.2126 * light[0] + 0.7152 * light[1] + 0.0722 * light[2]
@@ -159,7 +159,7 @@ def test_all_zero_and_empty_scales():
 
 
 def test_a_page_loads_nothing():
-    text = html.page("<title>", scores(torch.rand(1, 15), HOSTILE)._repr_html_())
+    text = markup.page("<title>", scores(torch.rand(1, 15), HOSTILE)._repr_html_())
     body = text[text.index("<body") :]
     assert "default-src 'none'" in text
     assert "<script" not in text
@@ -181,7 +181,7 @@ def test_a_page_loads_nothing():
     ],
 )
 def test_what_tokens_look_like(text, shown):
-    assert html.token(text) == shown
+    assert markup.token(text) == shown
 
 
 def test_layers_of_different_size_have_scales_of_their_own():
@@ -192,7 +192,7 @@ def test_layers_of_different_size_have_scales_of_their_own():
     assert [text for text in page.text if "[" in text][:2] == ["embed [40]", "0 resid_post [0.4]"]
     assert "on its own scale" in "".join(page.text)
     cells = [re.search(r"rgb\([0-9,]+\)", v)[0] for t, n, v in page.attributes if t == "td" and n == "style"]
-    strongest = html.colour(1.0, 1.0)[0]
+    strongest = markup.colour(1.0, 1.0)[0]
     assert [i for i, shade in enumerate(cells) if shade == strongest] == [1, 5]
     # Rounding is not painted in full colour, and layers of similar size share one scale.
     noise = torch.tensor([[10.0, 40.0, 0.0], [1e-6, 0.0, 4e-6]])
@@ -223,9 +223,9 @@ def test_a_long_prompt_folds_what_is_pale():
 
 
 def test_numbers_in_cells_are_never_minus_zero():
-    assert html.short(-0.004, 0.431) == ""
-    assert html.short(-0.02, 0.431) == "-0.02"
-    assert html.short(-0.0019, 0.0197) == "-.0019"
+    assert markup.short(-0.004, 0.431) == ""
+    assert markup.short(-0.02, 0.431) == "-0.02"
+    assert markup.short(-0.0019, 0.0197) == "-.0019"
 
 
 def test_rows_by_target_say_what_is_predicted_there():

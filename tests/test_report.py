@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import lens_scopes as ls
-from lens_scopes.explorer import explorer_data
-from lens_scopes.report import provenance
+from lens_scopes.views.explorer import explorer_data
+from lens_scopes.views.report import provenance
 from shown import HOSTILE, by_target, flow, scores
 
 WORDS = ("<s>", " the", " cat", " sat", ".")

@@ -8,7 +8,7 @@ import torch
 
 import lens_scopes as ls
 import tiny
-from lens_scopes.scores import words
+from lens_scopes.results.scores import words
 from report import assert_close
 
 

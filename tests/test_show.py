@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lens_scopes as ls
-from lens_scopes import circuits, views
+from lens_scopes.views import choosing, circuits
 from shown import HOSTILE, flow, scores
 
 WORDS = ("<s>", " the", " cat", " sat", ".")
@@ -30,7 +30,7 @@ def data(shown):
     ],
 )
 def test_views(result, expected):
-    assert views.views(result) == expected
+    assert choosing.views(result) == expected
     assert result.show().view == (expected[0] if expected else None)
     for view in expected:
         assert view in repr(ls.show(result, view))
@@ -40,9 +40,9 @@ def test_axes_decide_the_views():
     coords = {"target_pos": (3, 4), "site": ("a",), "pos": tuple(range(5)), "head": (0, 1)}
     values = torch.rand(2, 1, 5, 2)
     by_head = ls.Scores(values, ("target_pos", "site", "pos", "head"), coords, WORDS, {})
-    assert views.views(by_head) == ("heads",)
+    assert choosing.views(by_head) == ("heads",)
     targets = by_head.sel(site="a", head=0)
-    assert views.views(targets) == ("targets", "tokens")
+    assert choosing.views(targets) == ("targets", "tokens")
     assert len(data(targets.show("targets"))[0]["props"]["labels"]) == 2
 
 
@@ -115,13 +115,13 @@ def test_source_0_of_a_flow_can_be_left_out():
     travel = flow(WORDS)
     kept = float(travel.total[1:].sum())
     expected = travel.heads[1:].sum(0) / kept
-    (grid,) = views.grids(travel, "heads", "share")
+    (grid,) = choosing.grids(travel, "heads", "share")
     torch.testing.assert_close(torch.tensor(grid.values)[:, :-1], expected)
     share = 100 * float(travel.total[0] / travel.total.sum())
     assert f"{share:.3g} % of the total" in grid.note
-    (grid,) = views.grids(flow(WORDS, together=True), "heads", "hide")
+    (grid,) = choosing.grids(flow(WORDS, together=True), "heads", "hide")
     assert "sources='each'" in grid.note
-    (grid,) = views.grids(travel, "stream", "hide")
+    (grid,) = choosing.grids(travel, "stream", "hide")
     assert grid.positions[0] == 1
     shown = travel.show("edges", first="share")
     sizes = travel.edges.abs().sum((0, 1, 2, 3))
@@ -135,8 +135,8 @@ def test_source_0_of_a_flow_can_be_left_out():
 def test_one_source_of_a_flow():
     travel = flow(WORDS)
     one = travel.sel(source=2)
-    assert views.views(one) == ("heads", "stream")
-    (grid,) = views.grids(one, "stream")
+    assert choosing.views(one) == ("heads", "stream")
+    (grid,) = choosing.grids(one, "stream")
     torch.testing.assert_close(torch.tensor(grid.values), travel.stream[2] / travel.total[2])
     assert "of “cat” (position 2)" in grid.title
     assert "of “cat” (position 2)" in one.show("heads").static
@@ -159,7 +159,7 @@ def test_tokens_become_text():
 
 def test_a_page_has_no_address_and_names_its_scripts():
     for result in (scores(WORDS), flow(WORDS)):
-        for view in views.views(result):
+        for view in choosing.views(result):
             shown = result.show(view)
             if shown.document is None:
                 continue

@@ -10,12 +10,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lens_scopes import html, results
 from lens_scopes.evaluate.ablation import Ablation, Replace
+from lens_scopes.evaluate.intervals import bootstrap_interval
 from lens_scopes.evaluate.protocol import Protocol, Question, ask
-from lens_scopes.evaluate.statistics import bootstrap_interval
 from lens_scopes.host.prompts import Prompt
-from lens_scopes.scores import Scores
+from lens_scopes.results import files, labelled, provenance
+from lens_scopes.results.scores import Scores
+from lens_scopes.views import markup
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,7 +67,7 @@ class Curve:
     def to_dataframe(self) -> "pd.DataFrame":
         """Long form: a row per prompt and fraction."""
         coords = {"prompt": tuple(range(len(self.deltas))), "fraction": self.fractions}
-        return results.dataframe({"delta": self.deltas}, ("prompt", "fraction"), coords, {})
+        return labelled.dataframe({"delta": self.deltas}, ("prompt", "fraction"), coords, {})
 
     def plot(self, ax: "Axes | None" = None, label: str | None = None) -> "Axes":
         """The mean with its 95 % interval against the share of tokens."""
@@ -81,7 +82,7 @@ class Curve:
 
     def save(self, path: str | Path) -> Path:
         """Write to one safetensors file with a JSON header, whole or not at all."""
-        return results.save(path, "Curve", {"deltas": self.deltas}, {"fractions": self.fractions, "meta": self.meta})
+        return files.save(path, "Curve", {"deltas": self.deltas}, {"fractions": self.fractions, "meta": self.meta})
 
     @classmethod
     def load(cls, path: str | Path) -> "Curve":
@@ -92,7 +93,7 @@ class Curve:
             ValueError: a file that is cut short, of another kind or of another schema.
 
         """
-        tensors, header = results.load(path, "Curve")
+        tensors, header = files.load(path, "Curve")
         return cls(tensors["deltas"], tuple(header["fractions"]), header["meta"])
 
     def __repr__(self) -> str:
@@ -104,11 +105,11 @@ class Curve:
         """A table of means and intervals: escaped, no script."""
         low, high = self.interval()
         rows = [
-            (f"{f:g}", html.number(m), f"{html.number(a)} to {html.number(b)}")
+            (f"{f:g}", markup.number(m), f"{markup.number(a)} to {markup.number(b)}")
             for f, m, a, b in zip(self.fractions, *(x.tolist() for x in (self.mean, low, high)), strict=True)
         ]
         title = f"{self.meta.get('mode', 'ablation')} ({self.meta.get('replace')}), {len(self.deltas)} prompts"
-        return html.figure(title, html.numbers(("share of tokens", "change of log p", "95 % interval"), rows))
+        return markup.figure(title, markup.numbers(("share of tokens", "change of log p", "95 % interval"), rows))
 
 
 def ablation_curve(
@@ -170,7 +171,7 @@ def ablation_curve(
         "model": questions[0].host.name,
         "watched": [q.watched for q in questions],
         "lengths": [len(q.tokens) for q in questions],
-        "versions": results.versions(),
+        "versions": provenance.versions(),
     }
     return Curve(torch.stack(deltas), tuple(map(float, fractions)), meta)
 

@@ -8,13 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lens_scopes import results
 from lens_scopes.evaluate.ablation import Ablation, Replace
 from lens_scopes.evaluate.curve import Ranking
 from lens_scopes.evaluate.protocol import Protocol, Question, ask
 from lens_scopes.host import token_texts
 from lens_scopes.host.prompts import Prompt
-from lens_scopes.scores import Scores
+from lens_scopes.results import provenance
+from lens_scopes.results.scores import Scores
 
 # What the authors clamp probabilities at, so that their "KL" is not exactly one.
 _CLAMP = 1e-10
@@ -97,7 +97,7 @@ def _scores(question: Question, values: Tensor, how: dict[str, Any]) -> Scores:
         "units": "squared",
         "model": host.name,
         "dtype": str(host.dtype).removeprefix("torch."),
-        "versions": results.versions(),
+        "versions": provenance.versions(),
         **how,
     }
     values = values.to(torch.float64 if host.dtype == torch.float64 else torch.float32)

@@ -28,12 +28,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.evaluate.protocol import Question, embed, put
-from lens_scopes.fisher import Fisher
 from lens_scopes.host import run_to_last_residual
 from lens_scopes.host.readout import final_norm, raw_logits, read_out
 from lens_scopes.scopes import Metric, Semantic, Temperature
+from lens_scopes.scopes.fisher import Fisher
+from lens_scopes.scopes.state import Scope
 from lens_scopes.score import score
-from lens_scopes.state import Scope
 
 Values = Float[Tensor, " pos"]
 Method = Callable[[Question], Values]

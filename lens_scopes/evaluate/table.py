@@ -11,17 +11,18 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lens_scopes import html, results
+from lens_scopes.calculus.describe import scope_text
 from lens_scopes.evaluate.ablation import Ablation, Replace
 from lens_scopes.evaluate.curve import FRACTIONS, Curve, Mode, change, out_masks, per_token
+from lens_scopes.evaluate.intervals import bootstrap_interval, holm, sign_flip_p
+from lens_scopes.evaluate.journal import Journal
 from lens_scopes.evaluate.leave_one_out import divergence
 from lens_scopes.evaluate.methods import Method, attribute
 from lens_scopes.evaluate.protocol import Protocol, Question, ask
-from lens_scopes.evaluate.rows import Rows
-from lens_scopes.evaluate.statistics import bootstrap_interval, holm, sign_flip_p
 from lens_scopes.host.prompts import Prompt
-from lens_scopes.provenance import scope_text
-from lens_scopes.state import Scope
+from lens_scopes.results import files, labelled, provenance
+from lens_scopes.scopes.state import Scope
+from lens_scopes.views import markup
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +50,7 @@ class Table:
     def __post_init__(self) -> None:
         """Check labels against the shape, and that the baseline is one of the methods."""
         coords = {"method": self.methods, "prompt": tuple(range(self.values.shape[1])), "measure": self.measures}
-        results.check_labels(self.values, tuple(coords), coords)
+        labelled.check_labels(self.values, tuple(coords), coords)
         if self.baseline not in self.methods:
             msg = f"the baseline {self.baseline!r} is not among the methods {', '.join(self.methods)}"
             raise ValueError(msg)
@@ -91,7 +92,7 @@ class Table:
             KeyError: no such method.
 
         """
-        index = results.index_of({"method": self.methods}, "method", method)
+        index = labelled.index_of({"method": self.methods}, "method", method)
         shares = [i for i, name in enumerate(self.measures) if name not in ("aopc", RANK)]
         return Curve(self.values[index][:, shares], tuple(float(self.measures[i]) for i in shares), self.meta)
 
@@ -102,8 +103,8 @@ class Table:
             KeyError: no such method or measure.
 
         """
-        m = results.index_of({"method": self.methods}, "method", method)
-        i = results.index_of({"measure": self.measures}, "measure", measure)
+        m = labelled.index_of({"method": self.methods}, "method", method)
+        i = labelled.index_of({"measure": self.measures}, "measure", measure)
         if not self.p[m, i] < level:
             return "no difference"
         return "better" if self.differences[m, :, i].mean() < 0 else "worse"
@@ -120,12 +121,12 @@ class Table:
             "p_holm": self.p,
         }
         coords = {"method": self.methods, "measure": self.measures}
-        return results.dataframe(columns, ("method", "measure"), coords, {})
+        return labelled.dataframe(columns, ("method", "measure"), coords, {})
 
     def per_prompt(self) -> "pd.DataFrame":
         """Long form: a row per method, prompt and measure."""
         coords = {"method": self.methods, "prompt": tuple(range(self.values.shape[1])), "measure": self.measures}
-        return results.dataframe({"value": self.values}, tuple(coords), coords, {})
+        return labelled.dataframe({"value": self.values}, tuple(coords), coords, {})
 
     def to_markdown(self, measures: Sequence[str] | None = None) -> str:
         """Means, and differences to the baseline with their intervals; * where the corrected p is below 0.05."""
@@ -136,7 +137,7 @@ class Table:
     def save(self, path: str | Path) -> Path:
         """Write to one safetensors file with a JSON header, whole or not at all."""
         header = {"methods": self.methods, "measures": self.measures, "baseline": self.baseline, "seed": self.seed}
-        return results.save(path, "Table", {"values": self.values}, header | {"meta": self.meta})
+        return files.save(path, "Table", {"values": self.values}, header | {"meta": self.meta})
 
     @classmethod
     def load(cls, path: str | Path) -> "Table":
@@ -147,7 +148,7 @@ class Table:
             ValueError: a file that is cut short, of another kind or of another schema.
 
         """
-        tensors, header = results.load(path, "Table")
+        tensors, header = files.load(path, "Table")
         labels = (tuple(header["methods"]), tuple(header["measures"]), header["baseline"], header["seed"])
         return cls(tensors["values"], *labels, header["meta"])
 
@@ -159,10 +160,10 @@ class Table:
         """What ``to_markdown`` says, as HTML: escaped, no script."""
         columns, rows = self._cells(None)
         note = f"differences to {self.baseline} on the same prompts, 95 % bootstrap; * p < 0.05 (sign flips, Holm)"
-        return html.figure(repr(self), html.numbers(columns, rows), note=note)
+        return markup.figure(repr(self), markup.numbers(columns, rows), note=note)
 
     def _cells(self, measures: Sequence[str] | None) -> tuple[list[str], list[list[str]]]:
-        chosen = [results.index_of({"measure": self.measures}, "measure", name) for name in measures or self.measures]
+        chosen = [labelled.index_of({"measure": self.measures}, "measure", name) for name in measures or self.measures]
         columns = ["method", *(text for i in chosen for text in (self.measures[i], f"Δ {self.measures[i]}"))]
         low, high = self.difference_intervals
         mean = self.differences.mean(1)
@@ -228,7 +229,7 @@ def compare_methods(
         "lengths": [len(q.tokens) for q in questions],
     }
     asked = {"methods": {name: _text(method) for name, method in by_name.items()}, "measures": measures, "seed": seed}
-    rows = Rows.open(resume, how | asked | {"prompts": [q.ids for q in questions], "corpus": corpus})
+    rows = Journal.open(resume, how | asked | {"prompts": [q.ids for q in questions], "corpus": corpus})
     ablation = Ablation.of(questions, replace, corpus, seed)
     for number, question in enumerate(tqdm(questions, desc="comparing methods")):
         if number in rows:
@@ -240,7 +241,7 @@ def compare_methods(
         if leave_one_out:
             columns.append(_ranks(ablation, question, number, values, skip, protocol))
         rows.add(number, torch.stack(columns, 1))
-    meta = how | {"versions": results.versions()}
+    meta = how | {"versions": provenance.versions()}
     return Table(rows.stack(), tuple(by_name), measures, baseline, seed, meta)
 
 

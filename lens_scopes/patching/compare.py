@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_scopes import html, results
-from lens_scopes.scores import Scores
-from lens_scopes.scores_html import label_text
+from lens_scopes.results import files, labelled
+from lens_scopes.results.scores import Scores
+from lens_scopes.views import markup
+from lens_scopes.views.scores import label_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,7 +111,7 @@ class Comparison:
             KeyError: no such site.
 
         """
-        index = results.index_of(self.measured.coords, "site", site)
+        index = labelled.index_of(self.measured.coords, "site", site)
 
         def pick(scores: Scores) -> Scores:
             only = {**scores.coords, "site": (site,)}
@@ -138,7 +139,7 @@ class Comparison:
         m = self.measured
         by_position = dict(zip(m.coords["pos"], m.tokens, strict=True))
         columns = {"predicted": self.predicted.values, "measured": m.values, **self.orders}
-        return results.dataframe(columns, m.dims, m.coords, {"pos": by_position})
+        return labelled.dataframe(columns, m.dims, m.coords, {"pos": by_position})
 
     def plot(self, ax: "Axes | None" = None, *, backend: Literal["matplotlib", "plotly"] = "matplotlib") -> Any:
         """A scatter of measured against predicted, coloured by site, with the line measured = predicted.
@@ -170,7 +171,7 @@ class Comparison:
             "orders": list(self.orders),
             "seed": self.seed,
         }
-        return results.save(
+        return files.save(
             path, "Comparison", tensors, header | {"meta": {"predicted": self.predicted.meta, "measured": m.meta}}
         )
 
@@ -183,7 +184,7 @@ class Comparison:
             ValueError: a file that is cut short, of another kind or of another schema.
 
         """
-        tensors, header = results.load(path, "Comparison")
+        tensors, header = files.load(path, "Comparison")
         coords = {dim: tuple(labels) for dim, labels in header["coords"].items()}
         labels = (tuple(header["dims"]), coords, tuple(header["tokens"]))
         predicted = Scores(tensors["predicted"], *labels, header["meta"]["predicted"], tensors.get("probes"))
@@ -198,18 +199,18 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         """The numbers as a table, beside a scatter of them: escaped, no script."""
-        rows = [(name, html.number(value)) for name, value in self.summary().items()]
+        rows = [(name, markup.number(value)) for name, value in self.summary().items()]
         names = [name for name, _ in self._places]
         predicted, measured = (x.tolist() for x in self._pair)
-        drawn = html.scatter(predicted, measured, names) if names else ""
-        beside = html.beside(drawn, html.numbers(("", "value"), rows))
-        return html.figure(f"{self._title}: predicted and measured effects of patches", beside)
+        drawn = markup.scatter(predicted, measured, names) if names else ""
+        beside = markup.beside(drawn, markup.numbers(("", "value"), rows))
+        return markup.figure(f"{self._title}: predicted and measured effects of patches", beside)
 
     @property
     def _title(self) -> str:
         """The scope, with its targets as they read."""
         scope, targets = self.measured.meta.get("scope", "scope"), self.measured.meta.get("targets") or ()
-        named = [html.visible(one["text"].strip()) for one in dict(targets[0] if targets else {}).values()]
+        named = [markup.visible(one["text"].strip()) for one in dict(targets[0] if targets else {}).values()]
         return f"{scope.split('(')[0]}({' against '.join(named)})" if named else scope
 
     @cached_property
@@ -219,7 +220,7 @@ class Comparison:
         found = []
         for index in self.where.nonzero().tolist():
             labels = {dim: m.coords[dim][i] for dim, i in zip(m.dims, index, strict=True)}
-            token = html.visible(m.tokens[index[m.dims.index("pos")]])
+            token = markup.visible(m.tokens[index[m.dims.index("pos")]])
             words = " ".join(label_text(dim, label) for dim, label in labels.items() if dim != "pos")
             found.append((f"{words} “{token}” at {labels['pos']}", label_text("site", labels["site"])))
         return found

@@ -7,17 +7,17 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from lens_scopes.fisher import Fisher
+from lens_scopes.calculus.describe import describe
 from lens_scopes.host import Host, token_texts
 from lens_scopes.host.patching import patching_name, run_patched
 from lens_scopes.host.prompts import Prompt
 from lens_scopes.patching.metric import ScopeMetric, metric
 from lens_scopes.patching.pair import Pair, changed, resolve
 from lens_scopes.patching.predict import axes
-from lens_scopes.provenance import describe
-from lens_scopes.scores import Scores
+from lens_scopes.results.scores import Scores
+from lens_scopes.scopes.fisher import Fisher
+from lens_scopes.scopes.state import Scope, cotangents_of
 from lens_scopes.sites import EMBED, STREAM
-from lens_scopes.state import Scope, cotangents_of
 
 # Places patched in one forward: at most so many tokens, and so many logits.
 _TOKENS, _LOGITS = 4096, 2**26

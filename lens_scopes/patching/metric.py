@@ -19,15 +19,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.fisher import Fisher
+from lens_scopes.calculus.describe import scope_text
+from lens_scopes.calculus.trace import trace
 from lens_scopes.host import Host, encode
 from lens_scopes.host.prompts import Prompt
 from lens_scopes.patching.pair import one_position
-from lens_scopes.provenance import scope_text
 from lens_scopes.scopes import Direction, Metric, Semantic, Temperature
+from lens_scopes.scopes.fisher import Fisher
+from lens_scopes.scopes.state import FinalState, Scope, cotangents_of
 from lens_scopes.sites import FINAL
-from lens_scopes.state import FinalState, Scope, cotangents_of
-from lens_scopes.trace import trace
 
 #: (activation at the scope's site, logits) of a batch -> one number each.
 Value = Callable[[Float[Tensor, "batch d_model"], Float[Tensor, "batch vocab"]], Float[Tensor, " batch"]]

@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host, encode
 from lens_scopes.host.prompts import Prompt, positions_of
 from lens_scopes.scopes import Semantic
+from lens_scopes.scopes.state import Scope, cotangents_of
 from lens_scopes.sites import FINAL
-from lens_scopes.state import Scope, cotangents_of
-from lens_scopes.trace import Trace, trace
 
 
 @dataclass(frozen=True, eq=False)

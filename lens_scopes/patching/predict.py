@@ -7,16 +7,16 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lens_scopes.calculus.describe import describe
+from lens_scopes.calculus.pullback import Rows, pull_back
+from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import token_texts
 from lens_scopes.host.prompts import Prompt
 from lens_scopes.patching.metric import quantity
 from lens_scopes.patching.pair import Pair, resolve
-from lens_scopes.provenance import describe
-from lens_scopes.pullback import Rows, pull_back
-from lens_scopes.scores import Scores
+from lens_scopes.results.scores import Scores
+from lens_scopes.scopes.state import Cotangents, Scope, cotangents_of
 from lens_scopes.sites import EMBED, FINAL, Sites, depth
-from lens_scopes.state import Cotangents, Scope, cotangents_of
-from lens_scopes.trace import Trace, trace
 
 # Points of the integration path that run together, in tokens.
 _BATCH_TOKENS = 4096

@@ -11,10 +11,10 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
-from lens_scopes import views
-from lens_scopes.grids import First
 from lens_scopes.plot.points import Points
-from lens_scopes.scores import Scores
+from lens_scopes.results.scores import Scores
+from lens_scopes.views import choosing
+from lens_scopes.views.grids import First
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,16 +44,16 @@ def plot(result: Any, view: str | None = None, *, backend: Backend = "matplotlib
         ImportError: the backend is not installed.
 
     """
-    there = views.views(result)
+    there = choosing.views(result)
     if not there:
         msg = f"plot draws Scores (with positions) and Flows; a {type(result).__name__} has its own plot() if any"
         raise TypeError(msg)
-    chosen = views.choose(result, view)
+    chosen = choosing.choose(result, view)
     if chosen in (None, "edges"):
         rest = ", ".join(repr(name) for name in there if name != "edges")
         msg = f"edges have more axes than a picture; show(flow, 'edges') has them, plot draws {rest}"
         raise ValueError(msg)
-    return _drawing(backend).grids(views.grids(result, chosen, first), views.title(result))
+    return _drawing(backend).grids(choosing.grids(result, chosen, first), choosing.title(result))
 
 
 def series(

@@ -12,10 +12,10 @@ from matplotlib.colors import BoundaryNorm, Colormap, LinearSegmentedColormap, N
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from lens_scopes import html
-from lens_scopes.circuits import NEGATIVE, POSITIVE
-from lens_scopes.grids import Grid
 from lens_scopes.plot.points import GROUPS, Points
+from lens_scopes.views import markup
+from lens_scopes.views.circuits import NEGATIVE, POSITIVE
+from lens_scopes.views.grids import Grid
 
 _LINE = 96  # characters in a line of tokens
 # A map is as wide as a page; where its columns get thin, only some are named.
@@ -36,9 +36,9 @@ class Picture(Figure):
 
 def colours(signed: bool) -> Colormap:
     """White to blue, or orange through white to blue; grey where there is no number."""
-    low, high, negative = ([c / 255 for c in rgb] for rgb in (html.LOW, html.HIGH, html.NEGATIVE))
+    low, high, negative = ([c / 255 for c in rgb] for rgb in (markup.LOW, markup.HIGH, markup.NEGATIVE))
     made = LinearSegmentedColormap.from_list("lens", [negative, low, high] if signed else [low, high])
-    return made.with_extremes(bad=html.MISSING)
+    return made.with_extremes(bad=markup.MISSING)
 
 
 def grids(tables: Sequence[Grid], title: str) -> Figure:
@@ -70,7 +70,7 @@ def grids(tables: Sequence[Grid], title: str) -> Figure:
 
 def series(values: Sequence[float], weights: Sequence[float], unit: str, signed: bool) -> Figure:
     """The series, and below it the influence of each step."""
-    largest = html.bound([weights])
+    largest = markup.bound([weights])
     norm = Normalize(-largest if signed else 0, largest)
     figure = Picture(figsize=(max(6.0, min(16.0, 2 + 0.12 * len(values))), 4), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
@@ -123,10 +123,10 @@ def _strips(tables: Sequence[Grid], title: str) -> Figure:
             y += 1
         for line in broken:
             for start, text, value in line:
-                shade = html.MISSING if math.isnan(value) else shades(norm(value))
+                shade = markup.MISSING if math.isnan(value) else shades(norm(value))
                 box = {"facecolor": shade, "linewidth": 0}
                 axes.add_patch(_rectangle(start, y, len(text), box))
-                ink = html.colour(value, table.largest)[1]
+                ink = markup.colour(value, table.largest)[1]
                 at = start + len(text) / 2
                 axes.text(
                     at,
@@ -154,7 +154,7 @@ def _broken(table: Grid) -> list[list[tuple[int, str, float]]]:
     lines: list[list[tuple[int, str, float]]] = [[]]
     at = 0
     for token, value in zip(table.columns, table.values[0], strict=True):
-        text = html.visible(token)
+        text = markup.visible(token)
         if at + len(text) > _LINE and lines[-1]:
             lines.append([])
             at = 0
@@ -171,7 +171,7 @@ def _ticks(axes: Axes, table: Grid) -> None:
     every = max(1, math.ceil(len(table.columns) / _MOST_TICKS))
     at = range(0, len(table.columns), every)
     names = [
-        html.visible(table.columns[i], 14) + (f" {table.positions[i]}" if every > 1 and table.positions else "")
+        markup.visible(table.columns[i], 14) + (f" {table.positions[i]}" if every > 1 and table.positions else "")
         for i in at
     ]
     axes.set_xticks(list(at), names, rotation=90, fontsize=8, family="monospace", parse_math=False)
@@ -186,8 +186,8 @@ def _numbers(axes: Axes, table: Grid) -> None:
     ends = table.ends or (table.largest,) * len(table.rows)
     for row, (line, end) in enumerate(zip(table.values, ends, strict=True)):
         for column, value in enumerate(line):
-            ink = html.colour(value, end)[1]
-            axes.text(column, row, html.short(value, end), ha="center", va="center", fontsize=6.5, color=ink)
+            ink = markup.colour(value, end)[1]
+            axes.text(column, row, markup.short(value, end), ha="center", va="center", fontsize=6.5, color=ink)
 
 
 def _norm(table: Grid) -> Normalize:
@@ -200,4 +200,4 @@ def _note(tables: Sequence[Grid]) -> str:
 
 
 def _plain(text: str) -> str:
-    return html.visible(text, 200) if text else ""
+    return markup.visible(text, 200) if text else ""

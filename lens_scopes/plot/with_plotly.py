@@ -8,10 +8,10 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lens_scopes import html
-from lens_scopes.circuits import NEGATIVE, POSITIVE
-from lens_scopes.grids import Grid
 from lens_scopes.plot.points import GROUPS, Points
+from lens_scopes.views import markup
+from lens_scopes.views.circuits import NEGATIVE, POSITIVE
+from lens_scopes.views.grids import Grid
 
 _GREY = "#888888"
 _WRAP = 16  # tokens in a line of text
@@ -21,7 +21,7 @@ _MANY = 100  # steps of a series, from where on they are drawn smaller
 
 def colours(signed: bool) -> list[list]:
     """White to blue, or orange through white to blue."""
-    low, high, negative = (f"rgb{rgb}" for rgb in (html.LOW, html.HIGH, html.NEGATIVE))
+    low, high, negative = (f"rgb{rgb}" for rgb in (markup.LOW, markup.HIGH, markup.NEGATIVE))
     return [[0, negative], [0.5, low], [1, high]] if signed else [[0, low], [1, high]]
 
 
@@ -86,7 +86,7 @@ def grids(tables: Sequence[Grid], title: str) -> go.Figure:
     note = "; ".join(dict.fromkeys(filter(None, (table.note for table in tables))))
     heading = _plain(title) + (f"<br><sup>{_plain(note)}</sup>" if note else "")
     # Behind maps a cell without a number is grey; in a line of tokens its text says so, and the last row ends early.
-    ground = "#ffffff" if strips else html.MISSING
+    ground = "#ffffff" if strips else markup.MISSING
     figure.update_layout(title=heading, height=max(340, height + 190), template="plotly_white", plot_bgcolor=ground)
     return figure
 
@@ -105,7 +105,7 @@ def _hovers(table: Grid) -> list[list[str]]:
 
 def series(values: Sequence[float], weights: Sequence[float], unit: str, signed: bool) -> go.Figure:
     """The series, and below it the influence of each step."""
-    largest = html.bound([weights])
+    largest = markup.bound([weights])
     figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.67, 0.33], vertical_spacing=0.06)
     steps = list(range(len(values)))
     scale = {"colorscale": colours(signed), "cmin": -largest if signed else 0, "cmax": largest}
@@ -161,4 +161,4 @@ def scatter(points: Points, title: str) -> go.Figure:
 
 def _plain(text: str, longest: int = 200) -> str:
     # Quotes stay: plotly reads tags and a few entities, and would show others as they are written.
-    return escape.escape(html.visible(text, longest), quote=False) if text else ""
+    return escape.escape(markup.visible(text, longest), quote=False) if text else ""

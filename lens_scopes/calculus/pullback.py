@@ -1,0 +1,91 @@
+"""Batched vector-Jacobian products: every cotangent pulled back to every open site, chunk by chunk."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_scopes.calculus.memory import rows_at_once
+from lens_scopes.calculus.trace import Trace
+from lens_scopes.scopes.state import Cotangents
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Cotangents of several prompts and positions, laid out for one output tensor [batch, position, d_model].
+
+    Prompts do not mix, so row r of every prompt is pulled back at the same time; positions of one prompt do, so each
+    has rows of its own.
+    """
+
+    vectors: tuple[Float[Tensor, "_ _"], ...]
+    """By prompt, [rows, d_model]; each has as many rows as it needs, and shorter ones are padded with zero rows."""
+    position: tuple[tuple[int, ...], ...]
+    """By prompt and row, the index of the position."""
+
+    @classmethod
+    def of(cls, cotangents: Sequence[Sequence[Cotangents]]) -> "Rows":
+        """From cotangents by prompt and position."""
+        return cls(
+            tuple(torch.cat([c.vectors for c in row]) if row else torch.empty(0, 0) for row in cotangents),
+            tuple(tuple(n for n, c in enumerate(row) for _ in range(len(c.vectors))) for row in cotangents),
+        )
+
+    def __len__(self) -> int:
+        """How many passes the longest prompt needs."""
+        return max(len(row) for row in self.position)
+
+    def at(
+        self, rows: slice, output: Float[Tensor, "batch position d_model"]
+    ) -> Float[Tensor, "rows batch position d_model"]:
+        """Those rows as cotangents of the output tensor, zero but at their own position."""
+        chunk = range(*rows.indices(len(self)))
+        grid = output.new_zeros(len(chunk), *output.shape)
+        for b, (vectors, position) in enumerate(zip(self.vectors, self.position, strict=True)):
+            mine = [r for r in chunk if r < len(position)]
+            if not mine:
+                continue
+            grid[[r - chunk.start for r in mine], b, [position[r] for r in mine]] = vectors[mine].to(output.dtype)
+        return grid
+
+
+def pull_back(run: Trace, rows: Rows, site: str) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+    """Jᵀv for all rows at all open sites of the trace, from cotangents at ``site``; zero where nothing flows.
+
+    Yields runs of rows with, by site name, gradients [row, batch, pos, ...] in the model's dtype. The caller reduces
+    them at once: gradients of all sites and rows never exist together.
+    """
+    output = run.output(site)
+    inputs = [handle for handles in run.handles.values() for handle in handles]
+    size = rows_at_once(run, len(rows))
+    for start in range(0, len(rows), size):
+        chunk = slice(start, min(start + size, len(rows)))
+        gradients = iter(_vjp(output, inputs, rows.at(chunk, output)))
+        found = {}
+        for name, handles in run.handles.items():
+            candidates = [next(gradients) for _ in handles]
+            got = next((g for g in candidates if g is not None), None)
+            zero = run.sites[name].new_zeros(()).expand(chunk.stop - start, *run.sites[name].shape)
+            found[name] = zero if got is None else got
+        yield chunk, found
+
+
+def _vjp(output: Tensor, inputs: list[Tensor], cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    """One backward for all rows; one for each where an operation of the model cannot be batched."""
+
+    def single(row: Tensor) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(output, inputs, row, retain_graph=True, allow_unused=True)
+
+    with torch.inference_mode(mode=False):
+        if len(cotangents) > 1:
+            try:
+                return torch.autograd.grad(
+                    output, inputs, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=True
+                )
+            except (RuntimeError, NotImplementedError) as failure:
+                if isinstance(failure, torch.OutOfMemoryError):
+                    raise
+        by_row = [single(row) for row in cotangents]
+        return tuple(None if g[0] is None else torch.stack(g) for g in zip(*by_row, strict=True))

@@ -1,0 +1,117 @@
+"""One forward pass kept alive: the open sites of a batch of equally long prompts, and the state at the end of each."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lens_scopes.host import Host, Readout, read_out, run_to_last_residual, token_id
+from lens_scopes.host.freeze import freezing_hooks, holding
+from lens_scopes.host.model import Hook
+from lens_scopes.host.readout import final_norm, raw_logits
+from lens_scopes.scopes.state import FinalState
+from lens_scopes.sites import EMBED, FINAL, STREAM, depth
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """The graph of one forward pass, from the sites to y. It lives as long as this object does."""
+
+    host: Host
+    readout: Readout
+    tokens: Int[Tensor, "batch pos"]
+    positions: tuple[int, ...]
+    sites: Mapping[str, Tensor]
+    """By name, [batch, pos, d_model] or [batch, pos, head, d_head]."""
+    handles: Mapping[str, tuple[Tensor, ...]]
+    last: Float[Tensor, "batch position d_model"]
+    """The last residual stream at the positions, inside the graph."""
+    y: Float[Tensor, "batch position d_model"]
+    """The input of the unembedding at the positions, inside the graph."""
+    raw: Float[Tensor, "batch position vocab"]
+    """Logits before the output transform, outside the graph."""
+    held: tuple[Hook, ...] = ()
+    """The hooks of a frozen linearisation."""
+
+    def state(self, prompt: int, index: int) -> FinalState:
+        """What a scope gets to see: the end of one prompt at one of the positions."""
+        work = torch.promote_types(self.y.dtype, torch.float32)
+        raw = self.raw[prompt, index]
+        slope = self.readout.slope(raw)
+        return FinalState(
+            y=self.y[prompt, index].detach().to(work),
+            logits=self.readout.transform(raw).detach().to(work),
+            weight=self.readout.weight,
+            slope=None if slope is None else slope.to(work),
+            tokens=tuple(self.tokens[prompt].tolist()),
+            position=self.positions[index],
+            index=index,
+            count=len(self.positions),
+            constant_norm=self.readout.constant_norm,
+            norm_has_bias=self.readout.norm_has_bias,
+            token_id=lambda token: token_id(self.host, token),
+            norm_jacobian=self._norm_jacobian(prompt, index),
+        )
+
+    def output(self, site: str) -> Float[Tensor, "batch position d_model"]:
+        """The tensor that cotangents at a site are contracted with: y, or an inner site at the positions."""
+        return self.y if site == FINAL else self.sites[site][:, list(self.positions)]
+
+    def _norm_jacobian(self, prompt: int, index: int) -> Callable[[], Tensor]:
+        def jacobian() -> Tensor:
+            with (
+                torch.inference_mode(mode=False),
+                torch.enable_grad(),
+                self.host.frozen(),
+                holding(self.host, self.held),
+            ):
+                x = self.last[prompt, index].detach().requires_grad_()
+                y = final_norm(self.host, x)
+                eye = torch.eye(len(x), dtype=y.dtype, device=y.device)
+                (rows,) = torch.autograd.grad(y, x, eye, is_grads_batched=True)
+            return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+        return jacobian
+
+
+def trace(
+    host: Host,
+    tokens: Int[Tensor, "batch pos"],
+    sites: Sequence[str],
+    positions: Sequence[int],
+    freeze: Sequence[str] = (),
+) -> Trace:
+    """Run the model once on prompts of one length and keep the given sites open; ``freeze``: see ``host.freeze``.
+
+    Raises:
+        ValueError: NaN or infinity at the end; the text names the first site that has it.
+        RuntimeError: dropout in train mode, a hook that never fires, or a readout that does not match the model.
+
+    """
+    host.refuse_dropout()
+    with torch.inference_mode(mode=False):
+        tokens = tokens.clone()  # ids made under inference_mode cannot enter a graph
+        readout = read_out(host, tokens)
+        held = freezing_hooks(host, freeze)
+        captured = run_to_last_residual(host, tokens, sites, hooks=held)
+        with torch.enable_grad(), host.frozen(), holding(host, held):
+            last = captured.last[:, list(positions)]
+            y = final_norm(host, last)
+        with torch.no_grad():
+            raw = raw_logits(host, y)
+            if not (y.isfinite().all() and raw.isfinite().all()):
+                _refuse_nonfinite(host, tokens)
+    return Trace(host, readout, tokens, tuple(positions), captured.sites, captured.handles, last, y, raw, tuple(held))
+
+
+def _refuse_nonfinite(host: Host, tokens: Int[Tensor, "batch pos"]) -> None:
+    """Run again with the whole stream open, to say where it begins."""
+    names = [EMBED, *(kind.format(layer) for layer in range(host.n_layers) for kind in STREAM.values())]
+    stream = sorted((name for name in names if name in host.available), key=lambda name: depth(name, host.n_layers))
+    found = run_to_last_residual(host, tokens, stream, grad=False).sites
+    where = next((name for name in stream if not found[name].isfinite().all()), "the final norm or the unembedding")
+    dtype = str(host.dtype).removeprefix("torch.")
+    msg = f"NaN or infinity: the activation at {where} is the first that has it, in {dtype}; try float32 or bfloat16"
+    raise ValueError(msg)

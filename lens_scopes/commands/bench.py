@@ -1,0 +1,147 @@
+"""The commands ``bench`` (methods against each other, by ablation) and ``compare`` (predicted against true patches)."""
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import lens_scopes as ls
+from lens_scopes.commands.terminal import (
+    Backend,
+    Model,
+    Passes,
+    Scope,
+    ScopeName,
+    Target,
+    Versus,
+    WhichBackend,
+    model_of,
+    one_line_errors,
+    quiet,
+    say,
+    scope_of,
+)
+from lens_scopes.results import files
+from lens_scopes.views import markup
+
+BENCH_EXAMPLE = "Example: lens-scopes bench --prompts prompts.jsonl --methods semantic,fisher,random --out bench"
+COMPARE_EXAMPLE = "Example: lens-scopes compare 'blick : tove ; blick :' 'blick : wug ; blick :' --sites resid_post"
+
+
+class Replace(str, Enum):
+    """How a token is taken out."""
+
+    zero = "zero"
+    mean = "mean"
+    delete = "delete"
+    resample = "resample"
+
+
+def bench(
+    prompts: Annotated[
+        Path,
+        typer.Option(help='A file with one prompt per line, as JSON: {"text": "..."}, {"tokens": [1, 2]} or a string.'),
+    ],
+    out: Annotated[Path, typer.Option(help="A directory. A run that was interrupted goes on where it stopped.")],
+    model: Model = None,
+    backend: WhichBackend = Backend.auto,
+    methods: Annotated[
+        str, typer.Option(help="Names by commas; an unknown one lists them all.")
+    ] = "semantic,temperature,fisher,gradient_x_input,gradient_x_input_norm,integrated_gradients,last_first,random",
+    baseline: Annotated[str, typer.Option(help="The method that differences are taken to.")] = "gradient_x_input",
+    fractions: Annotated[str, typer.Option(help="Shares of tokens taken out, by commas.")] = "0.05,0.1,0.2",
+    replace: Annotated[Replace, typer.Option(help="How a token is taken out.")] = Replace.zero,
+    paper: Annotated[bool, typer.Option("--paper", help="The protocol of arXiv 2601.16407, as coded.")] = False,
+    sufficiency: Annotated[bool, typer.Option("--sufficiency", help="Take out all but the top tokens.")] = False,
+    skip_first: Annotated[bool, typer.Option("--skip-first", help="Never rank nor take out position 0.")] = False,
+    leave_one_out: Annotated[
+        bool, typer.Option("--leave-one-out", help="Also rank each method's first token by its true effect.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many prompts.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+) -> None:
+    """Ablate what each method ranks highest, on every prompt, and write the table as Markdown and Parquet."""
+    with one_line_errors():
+        read = _prompts(prompts)[:limit]
+        out.mkdir(parents=True, exist_ok=True)
+        with quiet():
+            table = ls.evaluate.compare_methods(
+                model_of(model, backend),
+                read,
+                [name.strip() for name in methods.split(",")],
+                baseline=baseline,
+                seed=seed,
+                fractions=_numbers(fractions),
+                replace=replace.value,
+                mode="sufficiency" if sufficiency else "comprehensiveness",
+                protocol="paper" if paper else None,
+                skip=(0,) if skip_first else (),
+                leave_one_out=leave_one_out,
+                resume=out / "rows.jsonl",
+            )
+        table.save(out / "table.safetensors")
+        files.write(out / "summary.parquet", table.to_dataframe().to_parquet())
+        files.write(out / "per_prompt.parquet", table.per_prompt().to_parquet())
+        files.write(out / "table.md", f"{table.to_markdown()}\n".encode())
+        say(table.to_markdown(), f"{len(read)} prompts; everything is in {out.resolve()}")
+
+
+def compare(
+    clean: Annotated[str, typer.Argument(help="The prompt that activations are taken from.")],
+    corrupted: Annotated[str, typer.Argument(help="The prompt that they are patched into, of the same length.")],
+    model: Model = None,
+    backend: WhichBackend = Backend.auto,
+    scope: Scope = ScopeName.semantic,
+    target: Target = None,
+    versus: Versus = None,
+    passes: Passes = None,
+    sites: Annotated[str, typer.Option(help="One kind of sites, or hook names, by commas.")] = "resid_post",
+    steps: Annotated[int, typer.Option(help="Points of the path between the prompts; 1 is the plain gradient.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="A directory for the comparison, a page and Parquet.")] = None,
+) -> None:
+    """Predict the effect of every activation patch by a scope, measure it, and say how well the two agree."""
+    with one_line_errors():
+        recipe = scope_of(scope, target, versus, passes, None)
+        names = [name.strip() for name in sites.split(",")]
+        with quiet():
+            loaded = model_of(model, backend)
+            predicted = ls.patching.predict(loaded, clean, corrupted, recipe, sites=names, steps=steps)
+            measured = ls.patching.measure(loaded, clean, corrupted, recipe, sites=names)
+            found = ls.patching.compare(predicted, measured)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            found.save(out / "comparison.safetensors")
+            files.write(out / "comparison.parquet", found.to_dataframe().to_parquet())
+            parts = (found._repr_html_(), predicted._repr_html_(), measured._repr_html_())
+            files.write(out / "comparison.html", markup.page("Predicted and measured patches", *parts).encode())
+        numbers = found.summary() | ({"gap": predicted.meta["gap"]} if steps > 1 else {})
+        say(*(f"{name:>16}  {markup.number(value)}" for name, value in numbers.items()))
+
+
+def _prompts(path: Path) -> list[Any]:
+    read = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as failure:
+            msg = f"line {number} of {path} is not JSON: {failure}"
+            raise ValueError(msg) from None
+        if isinstance(entry, dict):
+            entry = next((entry[key] for key in ("tokens", "text", "prompt") if key in entry), None)
+        if not isinstance(entry, str | list):
+            msg = f'line {number} of {path}: write {{"text": "..."}}, {{"tokens": [1, 2]}} or a string'
+            raise ValueError(msg)  # noqa: TRY004 - the file's content, not a Python type
+        read.append(entry)
+    return read
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        msg = f"--fractions got {text!r}; write numbers between 0 and 1, by commas"
+        raise ValueError(msg) from None

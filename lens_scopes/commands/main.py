@@ -1,0 +1,197 @@
+"""The command line, ``lens-scopes``: each command is a thin layer over one function of the package.
+
+What the user asked for goes to stdout, everything else (errors, what other libraries say while loading) to stderr. An
+error is one line and exit code 2; with LENS_SCOPES_TRACEBACK=1 in the environment it shows where it came from.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import lens_scopes as ls
+from lens_scopes.commands import bench, tables
+from lens_scopes.commands.terminal import (
+    Backend,
+    Model,
+    Passes,
+    Prompt,
+    Rank,
+    Scope,
+    ScopeName,
+    Target,
+    Versus,
+    WhichBackend,
+    integer,
+    model_of,
+    one_line_errors,
+    quiet,
+    say,
+    scope_of,
+)
+from lens_scopes.results import files
+from lens_scopes.views import markup
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Jacobian Scopes for TransformerLens: which tokens, at which layer, a prediction depends on.",
+    epilog="LENS_SCOPES_TRACEBACK=1 in the environment shows the whole traceback of an error.",
+)
+
+
+@app.command(
+    epilog="Example: lens-scopes score 'blick : tove , dax : wug , blick :' --scope semantic --target tove --versus wug"
+)
+def score(
+    prompt: Prompt,
+    model: Model = None,
+    backend: WhichBackend = Backend.auto,
+    scope: Scope = ScopeName.semantic,
+    target: Target = None,
+    versus: Versus = None,
+    passes: Passes = None,
+    rank: Rank = None,
+    sites: Annotated[
+        str | None,
+        typer.Option(
+            help="embed, resid_post, attn_out, z, ... or hook names, by commas. (default: embed and all layers)"
+        ),
+    ] = None,
+    position: Annotated[str, typer.Option(help="Whose next token: an index, several by commas, or 'all'.")] = "-1",
+    along: Annotated[str | None, typer.Option(help="'activation': signed gradient x activation, not norms.")] = None,
+    aggregate: Annotated[str | None, typer.Option(help="'word': join tokens to words.")] = None,
+    html_path: Annotated[Path | None, typer.Option("--html", help="Write a page that needs nothing else.")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write JSON; - for stdout.")] = None,
+    save_path: Annotated[Path | None, typer.Option("--save", help="Write what Scores.load reads.")] = None,
+) -> None:
+    """Score the tokens of a PROMPT and print a table, or write the scores to files."""
+    with one_line_errors():
+        recipe = scope_of(scope, target, versus, passes, rank)
+        with quiet():
+            loaded = model_of(model, backend)
+            scores = ls.score(
+                loaded,
+                prompt,
+                recipe,
+                position=_positions(position, "all", "--position"),
+                sites=None if sites is None else [name.strip() for name in sites.split(",")],
+                along=along,  # type: ignore[arg-type] - score says what it knows
+            )
+        if aggregate is not None:
+            scores = scores.aggregate(aggregate)
+        if save_path is not None:
+            scores.save(save_path)
+        if html_path is not None:
+            files.write(html_path, markup.page(f"{scores.meta['scope']}: {prompt}", scores._repr_html_()).encode())
+        if json_path is not None:
+            _write_json(scores, json_path)
+        if save_path is html_path is json_path is None:
+            say(*tables.of_scores(scores))
+
+
+@app.command(
+    epilog="Example: lens-scopes flow 'blick : tove , dax : wug , blick :' --target tove --versus wug --paths 5"
+)
+def flow(
+    prompt: Prompt,
+    model: Model = None,
+    backend: WhichBackend = Backend.auto,
+    scope: Scope = ScopeName.semantic,
+    target: Target = None,
+    versus: Versus = None,
+    passes: Passes = None,
+    rank: Rank = None,
+    position: Annotated[int, typer.Option(help="Whose next token.")] = -1,
+    sources: Annotated[
+        str | None, typer.Option(help="'each', or positions by commas. (default: all tokens together)")
+    ] = None,
+    edges: Annotated[bool, typer.Option("--edges", help="Keep which token reads which, by head.")] = False,
+    top: Annotated[int, typer.Option(help="How many heads and MLPs to print.")] = 10,
+    paths: Annotated[int, typer.Option(help="How many routes through the heads to print.")] = 0,
+    html_path: Annotated[
+        Path | None,
+        typer.Option("--html", help="Write a page; with --sources each it has an explorer."),
+    ] = None,
+    save_path: Annotated[Path | None, typer.Option("--save", help="Write what Flow.load reads.")] = None,
+) -> None:
+    """Split the scores of a PROMPT over heads, MLPs and positions, and print what carries most."""
+    with one_line_errors():
+        recipe = scope_of(scope, target, versus, passes, rank)
+        with quiet():
+            loaded = model_of(model, backend)
+            wanted = None if sources is None else _positions(sources, "each", "--sources")
+            rows = [wanted] if isinstance(wanted, int) else wanted
+            found = ls.flow(loaded, prompt, recipe, position=position, sources=rows, edges=edges)
+            routes = found.paths(paths) if paths else None
+        if save_path is not None:
+            found.save(save_path)
+        if html_path is not None:
+            ls.report(found, html_path)
+        say(*tables.of_flow(found, top, routes))
+
+
+@app.command(epilog="Example: lens-scopes demo --backend bridge --out demo.html")
+def demo(
+    backend: WhichBackend = Backend.auto,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("demo.html"),
+    seed: Annotated[int, typer.Option(help="Which prompts.")] = 1,
+) -> None:
+    """Run the main job on the model that ships with the package: prompts whose causes are known, three scopes each."""
+    with one_line_errors():
+        with quiet():
+            model = ls.demo.load(backend.value)
+        figures = []
+        for kind in ("translation", "ioi"):
+            (case,) = ls.demo.cases(kind, n=1, seed=seed)
+            with quiet():
+                found = {
+                    name: ls.score(model, case.prompt, recipe)
+                    for name, recipe in (
+                        ("Semantic", ls.Semantic(case.answer, case.versus)),
+                        ("Fisher", ls.Fisher()),
+                        ("Temperature", ls.Temperature()),
+                    )
+                }
+            say(*tables.of_case(case, found))
+            figures += [scores._repr_html_() for scores in found.values()]
+        files.write(out, markup.page("lens_scopes: the demo model", *figures).encode())
+        say(f"All layers of every score are in {out.resolve()}")
+
+
+app.command(epilog=bench.BENCH_EXAMPLE)(bench.bench)
+app.command(epilog=bench.COMPARE_EXAMPLE)(bench.compare)
+
+
+def main() -> None:
+    """The entry point of the console script."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    app()
+
+
+def _positions(text: str, word: str, option: str) -> Any:
+    if text == word:
+        return word
+    numbers = [integer(part, option) for part in text.split(",")]
+    return numbers if "," in text else numbers[0]
+
+
+def _write_json(scores: ls.Scores, path: Path) -> None:
+    content = {
+        "tokens": scores.tokens,
+        "dims": scores.dims,
+        "coords": dict(scores.coords),
+        "values": scores.values.tolist(),
+        "stderr": None if scores.stderr is None else scores.stderr.tolist(),
+        "meta": dict(scores.meta),
+    }
+    text = json.dumps(content, ensure_ascii=False, indent=1, default=str) + "\n"
+    if str(path) == "-":
+        typer.echo(text, nl=False)
+    else:
+        files.write(path, text.encode())

@@ -1,0 +1,158 @@
+"""Scores as text for a terminal: a table of tokens with bars, or of tokens by sites."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from lens_scopes.results.flow import Flow
+from lens_scopes.results.scores import Scores
+from lens_scopes.sites import EMBED
+from lens_scopes.views import markup
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lens_scopes.demo import Case
+
+_BAR = 24
+_MOST_COLUMNS = 8
+_MOST_TABLES = 8
+_UNITS = {"norm": "norm", "squared": "squared units", "signed": "signed"}
+
+
+def of_scores(scores: Scores) -> Iterable[Any]:
+    """The prediction, then each token with its score: with a bar where there is one score per token."""
+    yield f"{scores.meta['scope']} on {scores.meta['model']}, {_UNITS[scores.units]}"
+    several = "target_pos" in scores.dims
+    wanted = scores.coords["target_pos"] if several else (scores.meta["position"],)
+    for n, position in enumerate(wanted[:_MOST_TABLES]):
+        yield _prediction(scores, n)
+        yield from _one_position(scores.sel(target_pos=position) if several else scores)
+    if len(wanted) > _MOST_TABLES:
+        yield f"({len(wanted) - _MOST_TABLES} more positions: --html, --json or --save have them)"
+
+
+def _one_position(scores: Scores) -> Iterable[Any]:
+    # By default there are the embedding and every layer; a terminal shows the paper's scores: those at the embedding.
+    if "head" not in scores.dims and scores.coords["site"][0] == EMBED:
+        yield _bars(scores.sel(site=EMBED))
+        if len(scores.coords["site"]) > 1:
+            yield f"At {EMBED}; {len(scores.coords['site']) - 1} more sites: --html, --json or --save have them."
+        return
+    columns = _columns(scores)
+    if len(columns) == 1:
+        yield from (columns[0][0], _bars(columns[0][1]))
+        return
+    table = _table(*(name for name, _ in columns[:_MOST_COLUMNS]))
+    for i, token in enumerate(scores.tokens):
+        numbers = (markup.number(float(part.values[i])) for _, part in columns[:_MOST_COLUMNS])
+        table.add_row(str(scores.coords["pos"][i]), Text(markup.visible(token)), *numbers)
+    yield table
+    if len(columns) > _MOST_COLUMNS:
+        yield f"({len(columns) - _MOST_COLUMNS} more columns: --html, --json or --save have them)"
+
+
+def _columns(scores: Scores) -> list[tuple[str, Scores]]:
+    """One column per site, or per site and head."""
+    short = {site: site.replace("blocks.", "").replace("hook_", "") for site in scores.coords["site"]}
+    if "head" not in scores.dims:
+        return [(short[site], scores.sel(site=site)) for site in scores.coords["site"]]
+    return [
+        (f"{short[site]} {head}", scores.sel(site=site, head=head))
+        for site in scores.coords["site"]
+        for head in scores.coords["head"]
+    ]
+
+
+def of_case(case: "Case", found: Mapping[str, Scores]) -> Iterable[Any]:
+    """A demo prompt: its prediction, three scores per token with the known causes marked, and who points at one."""
+    at_input = {name: scores.sel(site=EMBED) for name, scores in found.items()}
+    first = next(iter(found.values()))
+    yield f"\n{case.kind}: {case.prompt}"
+    yield _prediction(first, 0)
+    yield f"The right answer is {markup.visible(case.answer)}, its competitor {case.versus}."
+    table = _table(*(f"{name} ({_UNITS[s.units]})" for name, s in at_input.items()))
+    table.add_column("known cause")
+    for i, token in enumerate(case.tokens):
+        cells = [f"{markup.number(float(s.values[i])):>8} {_bar(s, i, 12).plain:<13}" for s in at_input.values()]
+        mark = "yes" if i in case.causes else ""
+        table.add_row(str(i), Text(markup.visible(token), style="bold" if mark else ""), *cells, mark)
+    yield table
+    yield "Of the tokens between the first and the last one, at which the prediction is made,"
+    for name, scores in at_input.items():
+        top = 1 + int(scores.values[1:-1].argmax())
+        verdict = "a known cause" if top in case.causes else "not a known cause"
+        yield f"{name:>12} is largest at {top}, {markup.visible(case.tokens[top])!r}: {verdict}"
+
+
+def of_flow(flow: Flow, top: int, routes: "pd.DataFrame | None") -> Iterable[Any]:
+    """What carries most: heads and MLPs with their shares, how heads got theirs, and routes if there are any."""
+    whole = float(flow.total.double().sum())
+    whose = "all tokens together" if flow.meta.get("together") else f"{len(flow.sources)} source tokens"
+    yield f"{flow.meta['scope']} on {flow.meta['model']}: {markup.number(whole)} ({_UNITS[flow.units]}), {whose}"
+    yield _prediction(flow, 0)
+    frame = flow.top(top)
+    split = flow.composition is not None
+    table = _table(
+        "influence", "share", *(("by queries", "by keys", "by values") if split else ()), first="", names="part"
+    )
+    for row in frame.to_dict("records"):
+        name = f"MLP {row['layer']}" if row["kind"] == "mlp" else f"{row['layer']}.{row['head']}"
+        parts = [_percent(row[key], whole) if row["kind"] == "head" else "" for key in "qkv"] if split else []
+        table.add_row("", name, markup.number(row["influence"]), _percent(row["influence"], whole), *parts)
+    yield table
+    if routes is not None:
+        yield "Routes through the heads, each with its exact share:"
+        for row in routes.to_dict("records"):
+            yield f"{_percent(row['influence'], whole):>8}  {row['path']}"
+    yield f"No conservation law is broken by more than {flow.residual:.1e} of the total."
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def _bars(scores: Scores) -> Table:
+    """One row per token: score, standard error, bar."""
+    stderr = scores.stderr
+    table = _table("score", *(() if stderr is None else ("± stderr",)))
+    table.add_column("")
+    for i, token in enumerate(scores.tokens):
+        error = [] if stderr is None else [markup.number(float(stderr[i]))]
+        row = [
+            str(scores.coords["pos"][i]),
+            Text(markup.visible(token)),
+            markup.number(float(scores.values[i])),
+            *error,
+        ]
+        table.add_row(*row, _bar(scores, i, _BAR))
+    return table
+
+
+def _bar(scores: Scores, i: int, width: int) -> Text:
+    """Blocks up to the largest score; position 0, which often swallows everything, may run off the scale."""
+    values = [scores.values.tolist()]
+    full, rest = markup.bound(values), markup.bound(values, skip_first=True)
+    largest = rest if len(values[0]) > 1 and full > 3 * rest else full
+    value = values[0][i]
+    blocks = math.floor(width * min(1.0, abs(value) / largest) + 0.5)
+    mark = "▸" if abs(value) > largest else ""
+    return Text(("▒" if value < 0 else "█") * blocks + mark, style="red" if value < 0 else "blue")
+
+
+def _table(*numbers: str, first: str = "pos", names: str = "token") -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column(first, justify="right")
+    table.add_column(names, no_wrap=True)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _prediction(scores: Scores | Flow, n: int) -> str:
+    position, top = scores.meta["positions"][n], scores.meta["predictions"][n]
+    guesses = ", ".join(f"{markup.visible(guess['text'])} {guess['p']:.1%}" for guess in top[:3])
+    return f"After position {position} the model predicts: {guesses}"

@@ -1,0 +1,238 @@
+"""Flow, the result: every head's, MLP's and position's share of a scope score, adding up exactly."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_scopes.results import files, labelled
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lens_scopes.views.show import Shown
+
+_TENSORS = ("total", "heads", "mlps", "stream", "composition", "edges", "probes")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Flow:
+    """How influence travels from the input tokens to one prediction. Rows ("source") are tokens, or all together."""
+
+    total: Float[Tensor, " source"]
+    """The scope scores at the embedding (their sum where all sources go together)."""
+    heads: Float[Tensor, "source layer head"]
+    mlps: Float[Tensor, "source layer"]
+    stream: Float[Tensor, "source depth pos"]
+    """Where the influence sits at each depth: 0 is the input of the first block, l the output of block l − 1."""
+    composition: Float[Tensor, "source layer head qkv"] | None
+    """Each head's share by what the source moved: its queries, its keys, its values (Elhage et al. 2021)."""
+    edges: Float[Tensor, "edge layer head query key"] | None
+    """Edge 0 = value, 1 = pattern; summed over the sources."""
+    residual: float
+    """The largest violation of any conservation law, divided by the largest |total|."""
+    tokens: tuple[str, ...]
+    sources: tuple[int, ...]
+    """The positions of the rows (all of them where they go together)."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    probes: Float[Tensor, "probe source"] | None = None
+    """What each random probe of an estimate contributed to the totals."""
+    replay: Callable[..., "pd.DataFrame"] | None = None
+    """The search for paths on the live model; lost when saved."""
+
+    @property
+    def stderr(self) -> Float[Tensor, " source"] | None:
+        """Standard error of the totals; None for what is not an estimate."""
+        return None if self.probes is None else labelled.standard_error(self.probes)
+
+    @property
+    def units(self) -> str:
+        """ "norm" or "squared"; "share" after ``share()``."""
+        return self.meta.get("units", "norm")
+
+    def sel(self, *, source: int) -> "Flow":
+        """The row of one source as a flow of its own: where that token's influence goes. Edges are sums and go.
+
+        Raises:
+            ValueError: all sources go together.
+            KeyError: a position that is no row of this flow.
+
+        """
+        if self.meta.get("together"):
+            msg = "all sources go together in this flow; run flow(..., sources='each') or sources=[...]"
+            raise ValueError(msg)
+        row = labelled.index_of({"source": self.sources}, "source", source)
+        rows = {name: getattr(self, name) for name in ("total", "heads", "mlps", "stream", "composition")}
+        return replace(
+            self,
+            **{name: None if part is None else part[row : row + 1] for name, part in rows.items()},
+            edges=self.edges if len(self.sources) == 1 else None,
+            sources=(source,),
+            probes=None if self.probes is None else self.probes[:, row : row + 1],
+        )
+
+    def share(self) -> "Flow":
+        """Everything as a fraction of its row's total (edges: of the sum of the totals); 0 where a total is 0."""
+
+        def divided(part: Tensor, by: Tensor) -> Tensor:
+            by = by.reshape(-1, *[1] * (part.ndim - 1))
+            return torch.where(by == 0, 0.0, part / torch.where(by == 0, 1.0, by))
+
+        rows = {name: getattr(self, name) for name in ("total", "heads", "mlps", "stream", "composition")}
+        return replace(
+            self,
+            **{name: None if part is None else divided(part, self.total) for name, part in rows.items()},
+            edges=None if self.edges is None else divided(self.edges[None], self.total.sum()[None])[0],
+            meta={**self.meta, "units": "share"},
+            probes=None,
+        )
+
+    def top(self, k: int = 10) -> "pd.DataFrame":
+        """The heads and MLPs that carry most, summed over the sources: kind, layer, head, influence, share, Q, K, V."""
+        import pandas as pd
+
+        total = float(self.total.sum())
+        rows = []
+        for layer in range(self.heads.shape[1]):
+            for head in range(self.heads.shape[2]):
+                row = {
+                    "kind": "head",
+                    "layer": layer,
+                    "head": head,
+                    "influence": float(self.heads[:, layer, head].sum()),
+                }
+                if self.composition is not None:
+                    row |= dict(zip("qkv", self.composition[:, layer, head].sum(0).tolist(), strict=True))
+                rows.append(row)
+            rows.append({"kind": "mlp", "layer": layer, "head": None, "influence": float(self.mlps[:, layer].sum())})
+        frame = pd.DataFrame(rows)
+        frame.insert(4, "share", frame.influence / total if total else 0.0)
+        frame["head"] = frame["head"].astype("Int64")
+        order = frame.influence.abs().sort_values(ascending=False, kind="stable").index
+        return frame.loc[order].head(k).reset_index(drop=True)
+
+    def paths(self, k: int = 10, *, source: int | None = None, beam: int = 64) -> "pd.DataFrame":
+        """The strongest routes source → head → head → ... → prediction, each with its exact share, and the rest.
+
+        A path chooses at each block the skip connection (with that block's MLP) or one head; its influence is one
+        forward-mode pass in which only the chosen branches' tangents go on. All (H+1)^L paths sum to the total.
+
+        Args:
+            k: how many to return.
+            source: the position of one source row; None: all rows of this flow together.
+            beam: how many partial paths are kept at each block; a wider beam misses less.
+
+        Returns:
+            A row per path, strongest first: path, influence, share, and a last row "rest".
+
+        Raises:
+            RuntimeError: the flow was loaded from a file, so that there is no model to search.
+            KeyError: a source that is no row of this flow.
+
+        """
+        if self.replay is None:
+            msg = "paths searches the live model, which a loaded flow does not have; run lens_scopes.flow again"
+            raise RuntimeError(msg)
+        if source is not None and source not in self.sources:
+            msg = f"source {source} is no row of this flow; it has {self.sources}"
+            raise KeyError(msg)
+        wanted = list(self.sources) if source is None else [source]
+        return self.replay(k, wanted, beam)
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """Long form: kind (head, mlp, stream), source, layer or depth, head, pos, influence."""
+        import pandas as pd
+
+        together = bool(self.meta.get("together"))
+        rows = ("all",) if together else self.sources
+        names = {} if together else {i: self.tokens[i] for i in self.sources}
+        layers, heads = range(self.heads.shape[1]), range(self.heads.shape[2])
+        parts = {
+            "head": (self.heads, {"source": rows, "layer": tuple(layers), "head": tuple(heads)}),
+            "mlp": (self.mlps, {"source": rows, "layer": tuple(layers)}),
+            "stream": (
+                self.stream,
+                {"source": rows, "depth": tuple(range(self.stream.shape[1])), "pos": tuple(range(len(self.tokens)))},
+            ),
+        }
+        by_position = dict(enumerate(self.tokens))
+        frames = []
+        for kind, (values, coords) in parts.items():
+            extra = {"source": names, "pos": by_position}
+            frame = labelled.dataframe({"influence": values}, tuple(coords), coords, extra)
+            frame.insert(0, "kind", kind)
+            frames.append(frame)
+        whole = pd.concat(frames, ignore_index=True)
+        for column in ("layer", "head", "depth", "pos"):
+            whole[column] = whole[column].astype("Int64")
+        return whole
+
+    def save(self, path: str | Path) -> Path:
+        """Write to one safetensors file with a JSON header, whole or not at all."""
+        tensors = {name: t for name in _TENSORS if (t := getattr(self, name)) is not None}
+        header = {"residual": self.residual, "tokens": self.tokens, "sources": self.sources, "meta": self.meta}
+        return files.save(path, "Flow", tensors, header)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Flow":
+        """Read what ``save`` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: a file that is cut short, of another kind or of another schema.
+
+        """
+        tensors, header = files.load(path, "Flow")
+        parts: dict[str, Any] = {name: tensors.get(name) for name in _TENSORS}
+        return cls(
+            **parts,
+            residual=header["residual"],
+            tokens=tuple(header["tokens"]),
+            sources=tuple(header["sources"]),
+            meta=header["meta"],
+        )
+
+    def check(self, model: Any, *, scope: Any = None, heads: int = 3) -> dict[str, Any]:
+        """The totals against finite differences, the strongest heads against a masked backward pass of their own.
+
+        Args:
+            model: the model that the flow came from.
+            scope: the scope, where it cannot be rebuilt from ``meta``.
+            heads: how many heads to check.
+
+        Returns:
+            See ``lens_scopes.check.check_flow``.
+
+        """
+        from lens_scopes.check import check_flow
+
+        return check_flow(self, model, scope=scope, heads=heads)
+
+    def __repr__(self) -> str:
+        """One line."""
+        rows = "all sources together" if self.meta.get("together") else f"{len(self.sources)} sources"
+        layers, heads = self.heads.shape[1:]
+        scope = self.meta.get("scope", "?")
+        return f"Flow({rows}, {layers} layers x {heads} heads; {scope}, residual {self.residual:.1e})"
+
+    def show(self, view: str | None = None, **options: Any) -> "Shown":
+        """An interactive view ("heads", "stream", "edges", "tokens") with a static one under it; see ``show``."""
+        from lens_scopes.views.show import show
+
+        return show(self, view, **options)
+
+    def plot(self, view: str | None = None, **options: Any) -> Any:
+        """A matplotlib Figure (or a plotly one) of a view; see ``lens_scopes.plot.plot``."""
+        from lens_scopes.plot import plot  # pyright: ignore[reportMissingImports]
+
+        return plot(self, view, **options)
+
+    def _repr_html_(self) -> str:
+        """Layers by heads and MLP, and the stream by depth and position, as shares of the total: static, no script."""
+        from lens_scopes.views.flow import flow_html
+
+        return flow_html(self)

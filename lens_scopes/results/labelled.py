@@ -1,0 +1,77 @@
+"""Labelled tensors: what every result of this package shares. Checked, looked up and listed here, once."""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Coords = Mapping[str, tuple]
+
+
+def check_labels(values: Tensor, dims: Sequence[str], coords: Coords) -> None:
+    """Every axis has a name and a label for each of its entries.
+
+    Raises:
+        ValueError: naming the axis that does not fit.
+
+    """
+    if values.ndim != len(dims):
+        msg = f"values have {values.ndim} axes, {tuple(values.shape)}, but dims names {len(dims)}: {tuple(dims)}"
+        raise ValueError(msg)
+    for dim, size in zip(dims, values.shape, strict=True):
+        if dim not in coords or len(coords[dim]) != size:
+            msg = f"axis {dim!r} has {size} entries, its coords {len(coords.get(dim, ()))} labels"
+            raise ValueError(msg)
+
+
+def index_of(coords: Coords, dim: str, label: Any) -> int:
+    """Where a label stands on an axis.
+
+    Raises:
+        KeyError: no such axis, or no such label on it; the text lists what there is.
+
+    """
+    if dim not in coords:
+        msg = f"there is no axis {dim!r}; there are {', '.join(coords)}"
+        raise KeyError(msg)
+    if label not in coords[dim]:
+        shown = ", ".join(map(repr, coords[dim][:20])) + (", ..." if len(coords[dim]) > 20 else "")
+        msg = f"axis {dim!r} has no label {label!r}; it has {shown}"
+        raise KeyError(msg)
+    return coords[dim].index(label)
+
+
+def dataframe(
+    columns: Mapping[str, Tensor], dims: Sequence[str], coords: Coords, extra: Mapping[str, Mapping[Any, Any]]
+) -> "pd.DataFrame":
+    """Long form: one row per entry, one column per axis, then the values.
+
+    Args:
+        columns: value columns, all of the shape that dims and coords describe.
+        dims: the axes' names.
+        coords: the axes' labels.
+        extra: by axis, a further column for it: {"pos": {0: "<s>", 1: "Once"}} adds pos_token.
+
+    """
+    import pandas as pd
+
+    shape = next(iter(columns.values())).shape
+    index = list(product(*map(range, shape)))  # one empty tuple for a single number
+    frame: dict[str, Any] = {}
+    for axis, dim in enumerate(dims):
+        labels = [coords[dim][where[axis]] for where in index]
+        frame[dim] = labels
+        if dim in extra:
+            frame[f"{dim}_token"] = [extra[dim].get(label) for label in labels]
+    frame |= {name: values.reshape(-1).tolist() for name, values in columns.items()}
+    return pd.DataFrame(frame)
+
+
+def standard_error(probes: Tensor) -> Tensor:
+    """√(m/(m−1) Σ_j (X_j − X̄)²) over the first axis: the error of the *sum* of m partition probes."""
+    m = len(probes)
+    return (m / (m - 1) * (probes - probes.mean(0)).square().sum(0)).sqrt()

@@ -1,0 +1,243 @@
+"""Scores: labelled numbers and how they were obtained; what users keep."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lens_scopes.results import files, labelled
+from lens_scopes.sites import EMBED
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lens_scopes.views.show import Shown
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scores:
+    """One number per place: ``values`` with named, labelled axes.
+
+    Axes: "site" (hook names), "pos" (prompt positions, always all of them), and where asked for "target_pos" (the
+    positions explained) before and "head" after them.
+    """
+
+    values: Tensor
+    """float32 (float64 if the model is), on the CPU, outside any graph."""
+    dims: tuple[str, ...]
+    coords: Mapping[str, tuple]
+    tokens: tuple[str, ...]
+    """The text that each token of the prompt adds."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """token_ids, scope, position, targets, units, model, dtype, folded, centred, coverage, freeze, versions, ..."""
+    probes: Tensor | None = None
+    """[probe, *values.shape]: what each random probe of an estimate contributed to the values."""
+
+    def __post_init__(self) -> None:
+        """Check axes against labels."""
+        labelled.check_labels(self.values, self.dims, self.coords)
+        if self.probes is not None and self.probes.shape[1:] != self.values.shape:
+            msg = f"probes have shape {tuple(self.probes.shape)}, values {tuple(self.values.shape)}"
+            raise ValueError(msg)
+        if "pos" in self.dims and len(self.tokens) != len(self.coords["pos"]):
+            msg = f"{len(self.tokens)} tokens for {len(self.coords['pos'])} positions"
+            raise ValueError(msg)
+
+    @property
+    def units(self) -> str:
+        """ "norm", "squared" or "signed"."""
+        return self.meta.get("units", "norm")
+
+    @property
+    def stderr(self) -> Tensor | None:
+        """Standard error of each value; None for what is not an estimate.
+
+        From the scatter of the m probes, √(m/(m−1) Σ_j (X_j − X̄)²). Sums are handled rightly: errors of different
+        places are correlated and must not be added in quadrature.
+        """
+        return None if self.probes is None else labelled.standard_error(self.probes)
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Lower and upper end of the interval value ± t·stderr; never below what is known exactly.
+
+        Measured on a trained model, the 95 % interval of 8 probes covers 94 to 99.5 % of exact scores.
+
+        Raises:
+            ValueError: the scores are no estimate, or level is not between 0 and 1.
+
+        """
+        if self.probes is None or self.stderr is None:
+            msg = "these scores are exact, or biased (truncated): they have no interval; see meta['coverage']"
+            raise ValueError(msg)
+        if not 0 < level < 1:
+            msg = f"level is a probability between 0 and 1, got {level}"
+            raise ValueError(msg)
+        from scipy.stats import t
+
+        half = float(t.ppf((1 + level) / 2, len(self.probes) - 1)) * self.stderr
+        return torch.maximum(self.values - half, self.values - self.probes.sum(0)), self.values + half
+
+    def sel(self, **labels: Any) -> "Scores":
+        """The part at one label of each named axis, which is dropped: ``scores.sel(site="hook_embed")``.
+
+        Raises:
+            KeyError: an axis or a label that is not there.
+
+        """
+        picked = self
+        for dim, label in labels.items():
+            name = EMBED if dim == "site" and label == "embed" else label
+            index = labelled.index_of(picked.coords, dim, name)
+            kept = {"selected": {**picked.meta.get("selected", {}), dim: name}}
+            picked = picked._drop(dim, lambda x, axis, i=index: x.select(axis, i), kept)
+        return picked
+
+    def sum(self, dim: str) -> "Scores":
+        """The plain sum over an axis, with the standard error of the sum.
+
+        Raises:
+            KeyError: no such axis.
+
+        """
+        labelled.index_of(self.coords, dim, self.coords[dim][0] if self.coords.get(dim) else None)
+        return self._drop(dim, lambda x, axis: x.sum(axis), {"summed": [*self.meta.get("summed", ()), dim]})
+
+    def _drop(self, dim: str, reduce: Callable[[Tensor, int], Tensor], meta: Mapping[str, Any]) -> "Scores":
+        axis = self.dims.index(dim)
+        return replace(
+            self,
+            values=reduce(self.values, axis),
+            dims=tuple(d for d in self.dims if d != dim),
+            coords={d: c for d, c in self.coords.items() if d != dim},
+            meta={**self.meta, **meta},
+            probes=None if self.probes is None else reduce(self.probes, axis + 1),
+        )
+
+    def aggregate(self, by: str = "word") -> "Scores":
+        """Tokens joined to words: root-sum-square for norms, sum for squared and signed units.
+
+        Words are runs between blanks in the prompt's own text, found by character offsets; a special token is a word of
+        its own. The "pos" axis keeps the first position of each word, ``meta["spans"]`` all of them.
+
+        Raises:
+            ValueError: another unit than "word", or scores without a pos axis.
+
+        """
+        if by != "word":
+            msg = f"aggregate knows 'word', got {by!r}"
+            raise ValueError(msg)
+        if "pos" not in self.dims:
+            msg = f"aggregate joins positions, and these scores have the axes {self.dims}"
+            raise ValueError(msg)
+        spans = words(self.tokens, frozenset(self.meta.get("special", ())))
+        axis = self.dims.index("pos")
+        group = torch.tensor([w for w, span in enumerate(spans) for _ in span])
+
+        def join(x: Tensor, at: int) -> Tensor:
+            x = x.square() if self.units == "norm" else x
+            shape = [*x.shape]
+            shape[at] = len(spans)
+            joined = x.new_zeros(shape).index_add_(at, group, x)
+            return joined.sqrt() if self.units == "norm" else joined
+
+        return replace(
+            self,
+            values=join(self.values, axis),
+            coords={**self.coords, "pos": tuple(self.coords["pos"][span[0]] for span in spans)},
+            tokens=tuple("".join(self.tokens[i] for i in span) for span in spans),
+            meta={**self.meta, "aggregated": by, "spans": [[self.coords["pos"][i] for i in span] for span in spans]},
+            probes=None if self.probes is None else join(self.probes, axis + 1),
+        )
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """Long form: a row per value; positions as numbers, their tokens beside them; stderr where there is one."""
+        columns = {"score": self.values} | ({} if self.stderr is None else {"stderr": self.stderr})
+        by_position = dict(zip(self.coords.get("pos", range(len(self.tokens))), self.tokens, strict=True))
+        extra = {dim: by_position for dim in ("pos", "target_pos") if dim in self.dims}
+        return labelled.dataframe(columns, self.dims, self.coords, extra)
+
+    def save(self, path: str | Path) -> Path:
+        """Write to one safetensors file with a JSON header, whole or not at all."""
+        tensors = {"values": self.values} | ({} if self.probes is None else {"probes": self.probes})
+        header = {"dims": self.dims, "coords": self.coords, "tokens": self.tokens, "meta": self.meta}
+        return files.save(path, "Scores", tensors, header)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Scores":
+        """Read what ``save`` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: a file that is cut short, of another kind or of another schema.
+
+        """
+        tensors, header = files.load(path, "Scores")
+        return cls(
+            tensors["values"],
+            tuple(header["dims"]),
+            {dim: tuple(labels) for dim, labels in header["coords"].items()},
+            tuple(header["tokens"]),
+            header["meta"],
+            tensors.get("probes"),
+        )
+
+    def check(self, model: Any, *, scope: Any = None, places: int = 4) -> dict[str, Any]:
+        """Finite differences on the live model at the largest scores; returns numbers and judges nothing.
+
+        Args:
+            model: the model that the scores came from.
+            scope: the scope, where it cannot be rebuilt from ``meta`` (a function, a Metric, a Direction).
+            places: how many (site, position) places to perturb.
+
+        Returns:
+            See ``lens_scopes.check.check_scores``.
+
+        """
+        from lens_scopes.check import check_scores
+
+        return check_scores(self, model, scope=scope, places=places)
+
+    def show(self, view: str | None = None, **options: Any) -> "Shown":
+        """An interactive view ("layers", "heads", "targets", "tokens") with a static one under it; see ``show``."""
+        from lens_scopes.views.show import show
+
+        return show(self, view, **options)
+
+    def plot(self, view: str | None = None, **options: Any) -> Any:
+        """A matplotlib Figure (or a plotly one) of a view; see ``lens_scopes.plot.plot``."""
+        from lens_scopes.plot import plot  # pyright: ignore[reportMissingImports]
+
+        return plot(self, view, **options)
+
+    def __repr__(self) -> str:
+        """One line."""
+        shape = ", ".join(f"{dim}={size}" for dim, size in zip(self.dims, self.values.shape, strict=True))
+        return f"Scores({shape}; {self.meta.get('scope', '?')}, {self.units}, {self.meta.get('model', '?')})"
+
+    def _repr_html_(self) -> str:
+        """A token strip or a table of sites by tokens: escaped, inline style, no script; fits untrusted notebooks."""
+        from lens_scopes.views.scores import scores_html
+
+        return scores_html(self)
+
+
+def words(tokens: tuple[str, ...], special: frozenset[int]) -> list[list[int]]:
+    """Positions joined to words by the character offsets of the tokens in their joined text."""
+    text = "".join(tokens)
+    starts = {found.start() for found in re.finditer(r"\S+", text)}
+    spans: list[list[int]] = []
+    offset = 0
+    for i, token in enumerate(tokens):
+        first = offset + len(token) - len(token.lstrip())
+        # A token opens a word if its own first visible character does, or if nothing can be joined to what precedes.
+        opens = first in starts or i in special or i - 1 in special or not spans
+        if opens and not (spans and token.strip() == "" and i not in special):
+            spans.append([i])
+        else:
+            spans[-1].append(i)
+        offset += len(token)
+    return spans

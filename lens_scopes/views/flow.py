@@ -1,0 +1,180 @@
+"""The views of a Flow: layers by heads and MLP, the stream by depth and position, edges, sources; and as HTML."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_scopes.views import markup
+from lens_scopes.views.grids import First, Grid, check_first, on_one_scale, percent
+
+if TYPE_CHECKING:
+    from lens_scopes.results.flow import Flow
+
+_MOST_CELLS = 20_000
+_LISTED = 20
+_UNIT = {"norm": "score (norm)", "squared": "score (squared units)", "share": "share of the source's total"}
+EDGE_KINDS = ("value", "pattern")
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One head's influence from a key position (source) to a query position (destination)."""
+
+    layer: int
+    head: int
+    kind: str
+    query: int
+    key: int
+    influence: float
+
+
+def flow_views(flow: "Flow") -> tuple[str, ...]:
+    """The views this flow has."""
+    edges = ("edges",) if flow.edges is not None else ()
+    alone = flow.meta.get("together") or len(flow.sources) == 1
+    return ("heads", "stream", *edges, *(() if alone else ("tokens",)))
+
+
+def flow_grids(flow: "Flow", view: str, first: First = "show") -> list[Grid]:
+    """One view as a labelled table on its own colour scale; none for "edges", which has more than two axes."""
+    check_first(first)
+    if view == "tokens":
+        positions, columns = flow.sources, tuple(flow.tokens[i] for i in flow.sources)
+        unit = _UNIT[flow.units]
+        return on_one_scale(
+            [Grid([flow.total.tolist()], ("",), columns, unit, title="score of each source", positions=positions)],
+            first,
+        )
+    rows, note = _sources(flow, first)
+    whole = float(flow.total[rows].double().sum())
+    if view == "heads":
+        branches = torch.cat([flow.heads, flow.mlps[..., None]], -1)[rows].double().sum(0)
+        return on_one_scale([_heads(flow, _shares(branches, whole), note, first)])
+    if view == "stream":
+        stream = flow.stream[rows].double().sum(0)
+        return on_one_scale([_stream(flow, _shares(stream, whole), note)], first)
+    return []
+
+
+def flow_title(flow: "Flow") -> str:
+    """What was asked of which model."""
+    return f"Flow of {flow.meta.get('scope', 'a scope')} on {flow.meta.get('model', 'a model')}"
+
+
+def flow_html(flow: "Flow", view: str | None = None, first: First = "show") -> str:
+    """A self-contained fragment: title, prediction, one view (or heads and stream together), total and residual."""
+    body = "".join(flow_body(flow, name, first) for name in (("heads", "stream") if view is None else (view,)))
+    total, residual = markup.number(float(flow.total.sum())), f"{flow.residual:.1e}"
+    note = f"total {total} ({flow.units} units); largest violation of a conservation law {residual}"
+    return markup.figure(flow_title(flow), markup.predictions(flow.meta), body, note=note)
+
+
+def flow_body(flow: "Flow", view: str, first: First = "show") -> str:
+    """A view without title and prediction; caps what it draws and says so."""
+    if view == "edges":
+        kept, note = edges_kept(flow, first)
+        return _listed_edges(kept) + (markup.remark(note) if note else "")
+    (grid,) = flow_grids(flow, view, first)
+    if len(grid.rows) * len(grid.columns) > _MOST_CELLS:
+        size = f"{len(grid.rows)} x {len(grid.columns)}"
+        return markup.heading(f"{grid.title}: {size} cells are more than the {_MOST_CELLS} drawn here")
+    return grid.html() + grid.legend() + (markup.remark(grid.note) if grid.note else "")
+
+
+def edges_kept(flow: "Flow", first: First) -> tuple["Flow", str]:
+    """The flow without the edges that start at position 0 (as zeros) where they are not to be shown, and a note."""
+    check_first(first)
+    if first == "show" or flow.edges is None or flow.edges.shape[-1] < 2:
+        return flow, ""
+    sizes = flow.edges.abs().sum((0, 1, 2, 3)).double()
+    told = f": they have {percent(float(sizes[0]), float(sizes.sum()))} of the sum of magnitudes"
+    rest = torch.cat([torch.zeros_like(flow.edges[..., :1]), flow.edges[..., 1:]], -1)
+    return replace(flow, edges=rest), f"edges from position 0 are left out{told if first == 'share' else ''}"
+
+
+def strongest_edges(flow: "Flow", k: int) -> list[Edge]:
+    """The k edges with the largest magnitude.
+
+    Raises:
+        ValueError: the flow was made without edges.
+
+    """
+    if flow.edges is None:
+        msg = "this flow has no edges; write lens_scopes.flow(..., edges=True)"
+        raise ValueError(msg)
+    flat = flow.edges.flatten()
+    order = flat.abs().topk(min(k, len(flat))).indices
+    places = torch.stack(torch.unravel_index(order, flow.edges.shape), 1).tolist()
+    return [
+        Edge(layer, head, EDGE_KINDS[kind], query, key, float(flow.edges[kind, layer, head, query, key]))
+        for kind, layer, head, query, key in places
+    ]
+
+
+def _heads(flow: "Flow", shares: Float[Tensor, "layer branch"], note: str, first: First) -> Grid:
+    layers, branches = shares.shape
+    if flow.meta.get("together") and first != "show":
+        note = "position 0 is in these sums: run flow(..., sources='each') to tell the sources apart"
+    return Grid(
+        shares.tolist(),
+        tuple(f"layer {layer}" for layer in range(layers)),
+        (*(f"H{head}" for head in range(branches - 1)), "MLP"),
+        "share of the total",
+        signed=True,
+        title=f"share of the total{_whose(flow)} through each head and MLP",
+        note=note,
+    )
+
+
+def _stream(flow: "Flow", shares: Float[Tensor, "depth pos"], note: str) -> Grid:
+    # Influence sits at the explained position or before it: what follows is zero and not worth the space.
+    end = int(flow.meta.get("position", len(flow.tokens) - 1)) + 1
+    return Grid(
+        shares[:, :end].tolist(),
+        ("embed", *(f"after {layer}" for layer in range(len(shares) - 1))),
+        flow.tokens[:end],
+        "share of the total",
+        signed=True,
+        title=f"where the influence{_whose(flow)} sits: depth by position",
+        positions=tuple(range(end)),
+        note=note,
+    )
+
+
+def _whose(flow: "Flow") -> str:
+    if flow.meta.get("together") or len(flow.sources) != 1:
+        return ""
+    token = flow.tokens[flow.sources[0]]
+    return f" of “{markup.visible(token.strip(' ') or token)}” (position {flow.sources[0]})"
+
+
+def _sources(flow: "Flow", first: First) -> tuple[list[int], str]:
+    """Which rows to sum, and a note about the one left out."""
+    every = list(range(len(flow.total)))
+    if first == "show" or flow.meta.get("together") or 0 not in flow.sources or len(every) < 2:
+        return every, ""
+    sink = flow.sources.index(0)
+    share = percent(float(flow.total[sink]), float(flow.total.sum()))
+    told = f": it has {share} of the total" if first == "share" else ""
+    return [i for i in every if i != sink], f"source 0 is left out{told}"
+
+
+def _shares(part: Tensor, whole: float) -> Tensor:
+    return part / whole if whole else torch.zeros_like(part)
+
+
+def _listed_edges(flow: "Flow") -> str:
+    whole = float(flow.total.sum())
+    edges, count = strongest_edges(flow, _LISTED), 0 if flow.edges is None else flow.edges.numel()
+    largest = markup.bound([[edge.influence for edge in edges]])
+    rows = []
+    for edge in edges:
+        source, destination = (f"{markup.visible(flow.tokens[i])} ({i})" for i in (edge.key, edge.query))
+        share = percent(edge.influence, whole)
+        rows.append((f"{edge.layer}.{edge.head}", edge.kind, source, destination, markup.number(edge.influence), share))
+    columns = ("head", "edge", "source token", "destination token", "influence", "share")
+    bars = [markup.bar(edge.influence, largest) for edge in edges]
+    return markup.heading(f"the {len(rows)} strongest edges of {count}") + markup.numbers(columns, rows, bars)

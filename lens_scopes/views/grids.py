@@ -1,0 +1,171 @@
+"""Labelled tables of floats on one colour scale: what every drawing (static, interactive, printed) is made from."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from lens_scopes.views import markup
+
+First = Literal["show", "hide", "share"]
+
+#: An attention sink is one that exceeds everything else by this factor; the colour scale then ends at the others.
+#: Rows whose largest numbers differ by this factor get scales of their own, where they may.
+_SINK = 3
+#: A row below this share of the largest number is rounding, which a scale of its own would paint in full colour.
+_ROUNDING = 1e-5
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Rows by columns of numbers in one unit. A single row without a name is drawn as a line of tokens."""
+
+    values: Sequence[Sequence[float]]
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    unit: str
+    signed: bool = False
+    title: str = ""
+    positions: tuple[int, ...] = ()
+    """Where the columns are tokens of a prompt: their positions."""
+    largest: float = 1.0
+    """The end of the colour scale."""
+    ends: tuple[float, ...] = ()
+    """Where rows have scales of their own: their ends."""
+    note: str = ""
+
+    @property
+    def is_strip(self) -> bool:
+        """Whether it is one line of tokens."""
+        return bool(self.positions) and len(self.rows) == 1
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The rows' names, with the ends of their own scales in brackets."""
+        if not self.ends:
+            return self.rows
+        return tuple(f"{row} [{markup.number(end)}]" for row, end in zip(self.rows, self.ends, strict=True))
+
+    def on_scale(self) -> tuple[Sequence[Sequence[float]], float, str]:
+        """What a drawing with one scale shows: the numbers, the end of its scale, and what to call it."""
+        if not self.ends:
+            return self.values, self.largest, self.unit
+        shares = [[value / end for value in line] for line, end in zip(self.values, self.ends, strict=True)]
+        return shares, 1.0, f"{self.unit} / its row's […]"
+
+    def hovers(self) -> list[list[str]]:
+        """What each cell says: row, column, number."""
+        names = [f"{token!r} at {at}" for token, at in zip(self.columns, self.positions, strict=False)] or self.columns
+        between = " " if self.positions else ", "
+        return [
+            [
+                f"{row}{between}{name}: {markup.number(value)}".strip(" ,")
+                for name, value in zip(names, line, strict=True)
+            ]
+            for row, line in zip(self.rows, self.values, strict=True)
+        ]
+
+    def html(self) -> str:
+        """The table as a fragment of static HTML, without its legend."""
+        head = markup.heading(self.title) if self.title else ""
+        if self.is_strip:
+            return head + markup.strip(self.columns, self.values[0], self.hovers()[0], self.largest)
+        ends = self.ends or (self.largest,) * len(self.rows)
+        what = "tokens" if self.positions else "columns"
+        return head + markup.table(self.columns, self.labels, self.values, self.hovers(), ends, what)
+
+    def legend(self) -> str:
+        """The colour scale with its numbers."""
+        return markup.legend(self.largest, self.signed, self.unit, by_row=bool(self.ends))
+
+
+def on_one_scale(grids: Sequence[Grid], first: First = "show", by_row: bool = False) -> list[Grid]:
+    """Give tables of one unit one colour scale, and treat their first position as asked.
+
+    Args:
+        grids: tables of the same unit.
+        first: what to do with position 0, which often swallows everything (an attention sink). "show" keeps it and,
+            where it exceeds the others threefold, ends the scale at the others; "hide" leaves it out; "share" leaves
+            it out and says in each row's name which share of the row's sum of magnitudes it had.
+        by_row: rows may have scales of their own, as layers do: the stream grows, and scores shrink with it, so that
+            one scale would leave all but the first white. They get them where their ends differ threefold.
+
+    Returns:
+        The tables with ``largest`` (or ``ends``) and ``note`` filled in.
+
+    Raises:
+        ValueError: another word for ``first``.
+
+    """
+    check_first(first)
+    if first != "show":
+        grids = [_without_first(grid, share=first == "share") for grid in grids]
+    if by_row and len(own := {end for grid in grids for end, _ in _ends(grid)}) > 1:
+        floor = _ROUNDING * max(own)
+        if max(own) > _SINK * max(min(own), floor):
+            return [_by_row(grid, floor) for grid in grids]
+    full = max((markup.bound(grid.values) for grid in grids), default=1.0)
+    sinks = [grid.positions[:1] == (0,) and len(grid.columns) > 1 for grid in grids]
+    rest = max((markup.bound(g.values, skip_first=sink) for g, sink in zip(grids, sinks, strict=True)), default=1.0)
+    clipped = full > _SINK * rest
+    note = f"position 0 reaches {markup.number(full)}, off this scale" if clipped else ""
+    largest = rest if clipped else full
+    return [replace(grid, largest=largest, note="; ".join(filter(None, (grid.note, note)))) for grid in grids]
+
+
+def _ends(grid: Grid) -> list[tuple[float, bool]]:
+    """The end of each row's own scale, and whether position 0 is off it; 0 for a row without a number above 0."""
+    found = []
+    for line in grid.values:
+        sizes = [abs(v) if math.isfinite(v) else 0.0 for v in line]
+        full, rest = max(sizes, default=0.0), max(sizes[1:], default=0.0)
+        sink = grid.positions[:1] == (0,) and 0 < _SINK * rest < full
+        found.append((rest if sink else full, sink))
+    return found
+
+
+def _by_row(grid: Grid, floor: float) -> Grid:
+    ends = _ends(grid)
+    off = [markup.bound([line]) for line, (_, sink) in zip(grid.values, ends, strict=True) if sink]
+    note = f"position 0 reaches {markup.number(max(off))}, off its row's scale" if off else ""
+    kept = tuple(max(end, floor) for end, _ in ends)
+    return replace(grid, ends=kept, note="; ".join(filter(None, (grid.note, note))))
+
+
+def check_first(first: str) -> None:
+    """Refuse what ``first`` does not know.
+
+    Raises:
+        ValueError: neither "show", "hide" nor "share".
+
+    """
+    if first not in ("show", "hide", "share"):
+        msg = f"first says what to do with position 0: 'show', 'hide' or 'share', got {first!r}"
+        raise ValueError(msg)
+
+
+def percent(part: float, whole: float) -> str:
+    """A share as text; a dash where there is no whole."""
+    return f"{100 * part / whole:.3g} %" if whole and math.isfinite(part) and math.isfinite(whole) else "–"
+
+
+def _without_first(grid: Grid, share: bool) -> Grid:
+    if grid.positions[:1] != (0,) or len(grid.columns) < 2:
+        return grid
+    rows, notes = grid.rows, ["position 0 is left out"]
+    if share:
+        sums = [sum(abs(v) for v in line if math.isfinite(v)) for line in grid.values]
+        shares = [percent(abs(line[0]), whole) for line, whole in zip(grid.values, sums, strict=True)]
+        if grid.is_strip:
+            notes = [f"position 0 is left out: it has {shares[0]} of the sum of magnitudes"]
+        else:
+            rows = tuple(f"{row} ({one})" for row, one in zip(rows, shares, strict=True))
+            notes = ["position 0 is left out: in parentheses its share of each row's sum of magnitudes"]
+    return replace(
+        grid,
+        values=[line[1:] for line in grid.values],
+        rows=rows,
+        columns=grid.columns[1:],
+        positions=grid.positions[1:],
+        note="; ".join(filter(None, (grid.note, *notes))),
+    )

@@ -1,0 +1,167 @@
+"""One self-contained page about some results: prompt, prediction, every view, provenance, and an explorer."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lens_scopes.results import files
+from lens_scopes.results.flow import Flow
+from lens_scopes.views import choosing, circuits, explorer, markup
+from lens_scopes.views.circuits import Figure
+from lens_scopes.views.grids import First, check_first
+
+_STYLE = (
+    "h1{font-size:20px}h2{font-size:16px;margin:28px 0 4px;border-top:1px solid #8888;padding-top:14px}"
+    ".view{margin:14px 0}summary{cursor:pointer;opacity:.85;margin:6px 0}"
+    "p.prompt{white-space:pre-wrap;overflow-wrap:anywhere;"
+    "border-left:3px solid #8888;padding-left:10px;unicode-bidi:plaintext}nav a{color:inherit;margin-right:14px}"
+)
+
+
+def report(results_: Any, path: str | Path, *, title: str | None = None, first: First = "show") -> Path:
+    """Write one HTML file about some results: self-contained, no outside address, readable without script.
+
+    Every view is there as static HTML; circuitsvis's interactive one is drawn when its line is opened. A Flow with
+    ``sources="each"`` gets an explorer. The same results give the same bytes.
+
+    Args:
+        results_: a result, or a list of results and strings (paragraphs between them).
+        path: where to write; the file is written whole or not at all.
+        title: of the page; None: the scope and model of the first result.
+        first: "show", "hide" or "share": what to do with position 0, which often swallows everything.
+
+    Returns:
+        The path.
+
+    Raises:
+        TypeError: something that is no result.
+        ValueError: nothing to report.
+        FileNotFoundError: the directory is not there.
+
+    """
+    return files.write(path, page(results_, title=title, first=first).encode())
+
+
+def page(results_: Any, *, title: str | None = None, first: First = "show") -> str:
+    """The page that ``report`` writes."""
+    check_first(first)
+    items = list(results_) if isinstance(results_, list | tuple) else [results_]
+    shown = [item for item in items if not isinstance(item, str)]
+    for item in shown:
+        choosing.views(item)
+    if not shown:
+        msg = "nothing to report: give a list with at least one result"
+        raise ValueError(msg)
+    written = _Page(first)
+    names = [f"result-{i}" for i in range(len(shown))]
+    pending = iter(names)
+    body = "".join(
+        f"<p>{markup.escaped(item)}</p>" if isinstance(item, str) else written.section(item, next(pending))
+        for item in items
+    )
+    heading = title or f"{choosing.title(shown[0])}: report"
+    links = [
+        f'<a href="#{name}">{markup.escaped(choosing.title(one))}</a>' for name, one in zip(names, shown, strict=True)
+    ]
+    nav = f"<nav>{''.join(links)}</nav>" if len(shown) > 1 else ""
+    data = f'<script type="application/json" id="lens-explorers">{circuits.to_json(written.explorers)}</script>\n'
+    return circuits.page(
+        heading,
+        f"<h1>{markup.escaped(heading)}</h1>{nav}{body}\n{data if written.explorers else ''}",
+        written.figures,
+        _STYLE + explorer.STYLE,
+        [explorer.script()] if written.explorers else [],
+    )
+
+
+class _Page:
+    """Collects what the sections need: figures and explorers, by the names of their places."""
+
+    def __init__(self, first: First) -> None:
+        self.first: First = first
+        self.figures: dict[str, Figure] = {}
+        self.explorers: list[dict[str, Any]] = []
+        self.prompt: tuple[Any, ...] = ()
+
+    def section(self, result: Any, name: str) -> str:
+        """A result: prompt and prediction where they are new, then its views and where it comes from."""
+        parts = [f'<h2 id="{name}">{markup.escaped(choosing.title(result))}</h2>']
+        meta = getattr(result, "meta", {})
+        tokens = getattr(result, "tokens", ())
+        if tokens and self.prompt != (tokens, meta.get("positions")):
+            self.prompt = (tokens, meta.get("positions"))
+            parts.append(f'<p class="prompt">{markup.escaped("".join(tokens))}</p>')
+        there = choosing.views(result)
+        parts.append(markup.predictions(meta) if there else "")
+        if isinstance(result, Flow):
+            parts.append(self._explorer(result, f"{name}-explorer"))
+        parts += [self._view(result, view, f"{name}-{view or 'view'}") for view in there or (None,)]
+        facts = provenance(result)
+        if facts:
+            parts.append(f"<details><summary>provenance</summary>{markup.facts(facts)}</details>")
+        return f"<section>{''.join(parts)}</section>\n"
+
+    def _explorer(self, flow: Flow, name: str) -> str:
+        data = explorer.explorer_data(flow, name)
+        if data is None:
+            return markup.remark('for an explorer run flow(..., sources="each")')
+        self.explorers.append(data)
+        return explorer.place(name, data)
+
+    def _view(self, result: Any, view: str | None, name: str) -> str:
+        static = choosing.body(result, view, self.first)
+        drawn, note = choosing.figures(result, view, self.first)
+        named = {f"{name}-{i}": figure for i, figure in enumerate(drawn)}
+        self.figures |= named
+        remark = markup.remark(note) if note else ""
+        if not named:
+            return f'<div class="view">{static}{remark}</div>'
+        places = "".join(circuits.figure_html(figure, at) for at, figure in named.items())
+        script = "<noscript>circuitsvis needs JavaScript.</noscript>"
+        opened = f"<details><summary>{view}, interactive (circuitsvis)</summary>{remark}{script}{places}</details>"
+        return f'<div class="view">{static}{opened}</div>'
+
+
+def provenance(result: Any) -> list[tuple[str, str]]:
+    """How a result came about, as far as it knows: names and values as text."""
+    # A comparison is about what was measured.
+    meta = dict(getattr(result, "meta", None) or getattr(getattr(result, "measured", None), "meta", None) or {})
+    if not meta:
+        return []
+    processing = [
+        "final norm folded" if meta.get("folded") else "final norm not folded",
+        "logits centred" if meta.get("centred") else "logits not centred",
+    ]
+    versions = ", ".join(f"{name} {number}" for name, number in dict(meta.get("versions", {})).items())
+    facts: list[tuple[str, Any]] = [
+        ("result", repr(result)),
+        ("model", f"{meta.get('model')} as {meta.get('host')}, {meta.get('dtype')}"),
+        ("weights", ", ".join(processing)),
+        ("scope", meta.get("scope")),
+        ("units", meta.get("units")),
+        ("position", meta.get("position")),
+        ("targets", _targets(meta.get("targets") or ())),
+        ("coverage", _once(meta.get("coverage"))),
+        ("notes", _once(meta.get("notes"))),
+        ("frozen", ", ".join(meta.get("freeze", ())) or "nothing"),
+        ("along", meta.get("along")),
+        ("method", meta.get("method")),
+        ("path", f"{meta['steps']} points; they miss {meta['gap']:.2e} of the metric" if "gap" in meta else None),
+        ("residual", f"{result.residual:.2e} of the largest total" if isinstance(result, Flow) else None),
+        ("standard errors", "yes, from random probes" if getattr(result, "stderr", None) is not None else None),
+        ("versions", versions),
+        ("token ids", " ".join(map(str, meta.get("token_ids", ())))),
+    ]
+    return [(name, str(value)) for name, value in facts if value not in (None, "", [], {})]
+
+
+def _once(values: Any) -> Any:
+    """What is the same for every position explained, once."""
+    each = list(values) if isinstance(values, list | tuple) else []
+    return each[0] if each and all(value == each[0] for value in each) else values
+
+
+def _targets(targets: Sequence[Mapping[str, Any]]) -> str:
+    """The explained tokens with their ids, position by position."""
+    each = [" against ".join(f"{one['text']!r} ({one['id']})" for one in named.values()) for named in targets]
+    return "; ".join(filter(None, each))

@@ -1,0 +1,145 @@
+"""The views of Scores: a line of tokens, or tables of sites (heads, target positions) by tokens; and as HTML."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lens_scopes.sites import EMBED, layer_of
+from lens_scopes.views import markup
+from lens_scopes.views.grids import First, Grid, on_one_scale
+
+if TYPE_CHECKING:
+    from lens_scopes.results.scores import Scores
+
+_MOST_CELLS = 20_000
+_MOST_TABLES = 12
+_MOST_TOKENS = 5_000
+_LISTED = 20
+_UNIT = {"norm": "score (norm)", "squared": "score (squared units)", "signed": "signed score"}
+_ROWS = {"site": "layers", "head": "heads", "target_pos": "targets"}
+
+
+def scores_views(scores: "Scores") -> tuple[str, ...]:
+    """The views these scores have, the fullest first: "layers", "heads" or "targets" by their axes, and "tokens"."""
+    if "pos" not in scores.dims:
+        return ()
+    others = [dim for dim in scores.dims if dim != "pos"]
+    rows = [_ROWS.get(others[-1], others[-1])] if others else []
+    return (*rows, *(() if "head" in others else ("tokens",)))
+
+
+def scores_grids(scores: "Scores", view: str, first: First = "show") -> list[Grid]:
+    """One view as labelled tables on one colour scale."""
+    note = ""
+    if view == "tokens":
+        scores, note = _one_line(scores)
+    positions = scores.coords["pos"]
+    grids = [
+        Grid(
+            values=values.tolist(),
+            rows=rows,
+            columns=scores.tokens,
+            unit=_UNIT[scores.units],
+            signed=scores.units == "signed",
+            title=name,
+            positions=positions,
+            note=note,
+        )
+        for name, rows, values in _slices(scores)
+    ]
+    return on_one_scale(grids, first, by_row=view == "layers")
+
+
+def scores_title(scores: "Scores") -> str:
+    """What was asked of which model; of effects of patches, whether they were predicted or measured."""
+    asked = f"{scores.meta.get('scope', 'scores')} on {scores.meta.get('model', 'a model')}"
+    return f"{scores.meta['patching']} effects of patches: {asked}" if "patching" in scores.meta else asked
+
+
+def scores_html(scores: "Scores", view: str | None = None, first: First = "show") -> str:
+    """A self-contained fragment: title, prediction, and a view."""
+    if not scores_views(scores):
+        return markup.figure(scores_title(scores), f"<pre>{markup.token(repr(scores), 200)}</pre>")
+    return markup.figure(scores_title(scores), markup.predictions(scores.meta), scores_body(scores, view, first))
+
+
+def scores_body(scores: "Scores", view: str | None = None, first: First = "show") -> str:
+    """A view without title and prediction; caps what it draws and says so."""
+    views = scores_views(scores)
+    view, more = view or views[0], ""
+    if scores.values.numel() > _MOST_CELLS and view != "tokens":
+        more = f"{scores.values.numel()} values, more than the {_MOST_CELLS} drawn here: select a part with sel(...)"
+        if "tokens" not in views or len(scores.tokens) > _MOST_TOKENS:
+            return _largest(scores) + markup.remark(more)
+        view = "tokens"
+    if len(scores.tokens) > _MOST_TOKENS:
+        return _largest(scores) + markup.remark(f"{len(scores.tokens)} tokens, more than the {_MOST_TOKENS} drawn here")
+    grids = scores_grids(scores, view, first)
+    if len(grids) > _MOST_TABLES:
+        more = f"first {_MOST_TABLES} of {len(grids)} tables; select others with sel(...)"
+    note = "; ".join(filter(None, (grids[0].note, more)))
+    drawn = "".join(grid.html() for grid in grids[:_MOST_TABLES])
+    return drawn + grids[0].legend() + (markup.remark(note) if note else "")
+
+
+def _one_line(scores: "Scores") -> tuple["Scores", str]:
+    """The scores at one site and target position: the input's where it is there, and the last."""
+    notes = []
+    if "site" in scores.dims:
+        sites = scores.coords["site"]
+        site = EMBED if EMBED in sites else sites[0]
+        notes += [f"at {site}, one of {len(sites)} sites"] if len(sites) > 1 else []
+        scores = scores.sel(site=site)
+    if "target_pos" in scores.dims:
+        target = scores.coords["target_pos"][-1]
+        notes.append(f"for the prediction after position {target}")
+        scores = scores.sel(target_pos=target)
+    return scores, "; ".join(notes)
+
+
+def _slices(scores: "Scores") -> list[tuple[str, tuple[str, ...], Tensor]]:
+    """The values as tables [row, pos], each with a name and its rows' labels."""
+    values = scores.values.movedim(scores.dims.index("pos"), -1)
+    said = zip(scores.meta.get("positions", ()), scores.meta.get("predictions", ()), strict=False)
+    next_token = {position: top[0]["text"] for position, top in said if top}
+    others = [dim for dim in scores.dims if dim != "pos"]
+    if not others:
+        return [("", ("",), values[None])]
+    *outer, row = others
+    tables = [("", values)]
+    for dim in outer:
+        tables = [
+            (f"{name} {label_text(dim, label, next_token)}".strip(), part)
+            for name, block in tables
+            for label, part in zip(scores.coords[dim], block, strict=True)
+        ]
+    labels = tuple(label_text(row, label, next_token) for label in scores.coords[row])
+    return [(name, labels, part) for name, part in tables]
+
+
+def _largest(scores: "Scores") -> str:
+    """Where there is too much to draw: the largest scores as a list."""
+    flat = scores.values.flatten()
+    finite = flat.abs().nan_to_num(nan=-1.0)
+    rows = []
+    for i in finite.topk(min(_LISTED, len(flat))).indices.tolist():
+        rest, labels = i, {}
+        for dim, size in zip(reversed(scores.dims), reversed(scores.values.shape), strict=True):
+            rest, at = divmod(rest, size)
+            labels[dim] = (at, scores.coords[dim][at])
+        at, position = labels.pop("pos")
+        where = " ".join(label_text(dim, label) for dim, (_, label) in reversed(labels.items()))
+        rows.append((str(position), markup.visible(scores.tokens[at]), where, markup.number(float(flat[i]))))
+    return markup.heading(f"the {len(rows)} largest") + markup.numbers(("position", "token", "where", "score"), rows)
+
+
+def label_text(dim: str, label: Any, next_token: Mapping[int, str] = MappingProxyType({})) -> str:
+    """A label of an axis in words; a target position with what is predicted there."""
+    if dim == "site":
+        layer, kind = layer_of(str(label)), str(label).rsplit("hook_", 1)[-1]
+        return kind if layer is None else f"{layer} {kind}"
+    if dim == "target_pos":
+        return f"target {label}" + (f" → {markup.visible(next_token[label])}" if label in next_token else "")
+    return f"{dim} {label}"

@@ -1,0 +1,98 @@
+"""The front door to pictures: a result as an interactive view with its static one under it."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lens_scopes.results import files
+from lens_scopes.views import choosing, circuits, markup
+from lens_scopes.views.grids import First
+
+_MOST_HEIGHT = 760
+# Their interactive view colours by one row at a time: the map of all rows is open below it.
+_BY_ROW = ("layers", "heads", "targets", "stream")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A view, ready for a notebook cell or a file."""
+
+    title: str
+    view: str | None
+    document: str | None
+    """The interactive view as a page of its own; None where there is only a static one."""
+    static: str
+    height: int
+    note: str = ""
+
+    def _repr_html_(self) -> str:
+        """The interactive view in a sandboxed frame, and the static view, which untrusted notebooks show too."""
+        if self.document is None:
+            return self._alone()
+        frame = re.sub('[&"]', lambda found: {"&": "&amp;", '"': "&quot;"}[found.group()], self.document)
+        return (
+            f'<iframe sandbox="allow-scripts" srcdoc="{frame}" title="{markup.token(self.title, 200)}" '
+            f'style="width:100%;height:{self.height}px;border:0;background:#fff;color-scheme:light"></iframe>'
+            f'<details{self._open}><summary style="cursor:pointer">Static view (works without script)</summary>'
+            f"{self.static}</details>"
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write a page of its own that loads nothing: both views, one below the other.
+
+        Raises:
+            FileNotFoundError: the directory is not there.
+
+        """
+        text = markup.page(self.title, self._alone()) if self.document is None else self._whole(self.document)
+        return files.write(path, text.encode())
+
+    def _alone(self) -> str:
+        return self.static + (markup.remark(self.note) if self.note else "")
+
+    def _whole(self, document: str) -> str:
+        return document.replace(
+            "<!--static-->", f"<details{self._open}><summary>Static view</summary>{self.static}</details>", 1
+        )
+
+    @property
+    def _open(self) -> str:
+        return " open" if self.view in _BY_ROW else ""
+
+    def __repr__(self) -> str:
+        """One line."""
+        what = "static" if self.document is None else "interactive"
+        return f"Shown({self.title}; view {self.view!r}, {what}; save(path) writes it as a page)"
+
+
+def show(result: Any, view: str | None = None, *, first: First = "show") -> Shown:
+    """A result as an interactive view (circuitsvis, inlined: no network) with a static one under it.
+
+    Args:
+        result: Scores ("layers", "heads" or "targets" by their axes, and "tokens"), a Flow ("heads", "stream", "edges",
+            "tokens"), or another result, which has one static view.
+        view: one of these; None for the first.
+        first: "show", "hide" or "share": what to do with position 0, which often swallows everything.
+
+    Returns:
+        What a notebook displays; ``save(path)`` writes it as a page of its own.
+
+    Raises:
+        ValueError: a view that the result does not have.
+        TypeError: not a result.
+
+    """
+    view = choosing.choose(result, view)
+    static = choosing.static(result, view, first)
+    figures, note = choosing.figures(result, view, first)
+    if not figures:
+        return Shown(choosing.title(result), view, None, static, 0, note)
+    named = {f"figure-{i}": figure for i, figure in enumerate(figures)}
+    parts = "".join(circuits.figure_html(figure, name) for name, figure in named.items())
+    heading = f'<div style="font-weight:600">{markup.token(choosing.title(result), 300)}</div>'
+    beside = markup.predictions(result.meta)
+    body = f"{heading}{beside}{markup.remark(note) if note else ''}{parts}<!--static-->"
+    document = circuits.page(choosing.title(result), body, named)
+    height = min(_MOST_HEIGHT, 110 + sum(figure.height + 40 for figure in figures))
+    return Shown(choosing.title(result), view, document, static, height, note)
