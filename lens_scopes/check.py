@@ -1,6 +1,5 @@
 """Finite differences on the live model: an opinion on scores that shares no derivative with how they were computed."""
 
-import ast
 from itertools import pairwise
 from typing import Any
 
@@ -14,9 +13,8 @@ from lens_scopes.host import Host, run_to_last_residual
 from lens_scopes.host.readout import final_norm
 from lens_scopes.results.flow import Flow
 from lens_scopes.results.scores import Scores
-from lens_scopes.scopes import Semantic, Temperature
-from lens_scopes.scopes.fisher import Fisher
-from lens_scopes.scopes.state import Cotangents, Scope, cotangents_of
+from lens_scopes.scopes.protocol import Scope, cotangents_of, scope_from, site_of
+from lens_scopes.scopes.state import Cotangents
 from lens_scopes.score import score
 from lens_scopes.sites import EMBED, FINAL, HEADS
 
@@ -45,12 +43,12 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
 
     """
     host = Host(model)
-    scope = scope or rebuild(scores.meta["scope"])
+    scope = scope or scope_from(scores.meta["scope"])
     tokens = torch.tensor(scores.meta["token_ids"], device=host.device)[None]
     position = scores.meta["positions"][0]
     chosen = _largest(scores, places)
     names = tuple(dict.fromkeys(place["site"] for place in chosen))
-    inner = getattr(scope, "site", FINAL)
+    inner = site_of(scope)
     run = trace(host, tokens, [*names, *({inner} - {FINAL})], [position], scores.meta.get("freeze", ()))
     made = cotangents_of(scope, run.state(0, 0))
     rows = Rows.of([[made]])
@@ -101,8 +99,8 @@ def check_flow(flow: Flow, model: Any, *, scope: Scope | None = None, heads: int
         flow and from a backward pass masked to that head alone; "max_error": the largest relative difference of those.
 
     """
-    scope = scope or rebuild(flow.meta["scope"])
-    at, freeze = flow.meta["position"], flow.meta["freeze"]
+    scope = scope or scope_from(flow.meta["scope"])
+    at, freeze = flow.position, flow.meta["freeze"]
     scores = score(model, flow.meta["token_ids"], scope, position=at, sites="embed", freeze=freeze)
     total = scores.values[0].sum() if flow.meta["together"] else scores.values[0][list(flow.sources)].sum()
     frame = flow.top(10**6)
@@ -124,7 +122,7 @@ def _masked_backward(host: Host, flow: Flow, scope: Scope, layer: int, head: int
     """Σ_t ⟨the part of g_t that comes back through one head, d_t⟩: no forward-mode pass in it."""
     z = HEADS["z"].format(layer)
     tokens = torch.tensor(flow.meta["token_ids"], device=host.device)[None]
-    run = trace(host, tokens, [EMBED, z], [flow.meta["position"]], flow.meta["freeze"])
+    run = trace(host, tokens, [EMBED, z], [flow.position], flow.meta["freeze"])
     made = cotangents_of(scope, run.state(0, 0))
     weights = torch.ones(len(made.vectors)) if made.weights is None else made.weights
     parts = [found for _, found in pull_back(run, Rows.of([[made]]), FINAL)]
@@ -141,23 +139,6 @@ def _masked_backward(host: Host, flow: Flow, scope: Scope, layer: int, head: int
         through = (back[0].double() * g[row].double()).sum(-1) * float(weights[row])
         total += float((through / length * kept).sum())
     return total
-
-
-def rebuild(text: str) -> Scope:
-    """A built-in scope from the text that its repr left in ``meta``.
-
-    Raises:
-        ValueError: a scope that holds a function or a tensor and cannot be written down.
-
-    """
-    known = {kind.__name__: kind for kind in (Semantic, Temperature, Fisher)}
-    try:
-        call = ast.parse(text, mode="eval").body
-        arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}  # type: ignore[attr-defined]
-        return known[call.func.id](**arguments)  # type: ignore[attr-defined]
-    except (SyntaxError, ValueError, KeyError, AttributeError) as failure:
-        msg = f"the scope {text!r} cannot be rebuilt from its text; pass it: scores.check(model, scope=...)"
-        raise ValueError(msg) from failure
 
 
 def _largest(scores: Scores, places: int) -> list[dict[str, Any]]:
@@ -181,9 +162,7 @@ def _largest(scores: Scores, places: int) -> list[dict[str, Any]]:
 
 def _weighted(rows: Float[Tensor, "a b"], made: Cotangents, *, columns: bool = False) -> Float[Tensor, "a b"]:
     """Rows (or columns) times the square roots of the cotangents' weights."""
-    if made.weights is None:
-        return rows
-    root = made.weights.double().sqrt().to(rows.device)
+    root = made.root_weights().to(rows)
     return rows * (root if columns else root[:, None])
 
 

@@ -117,14 +117,12 @@ class Jacobian:
         return torch.cat(out)
 
     def _push(self, tangents: Tensor) -> Tensor:
-        seen: list[Tensor] = []
         inner = () if self.target == FINAL else (self.target,)
         pushed = push_forward(
             self.run.host, self.run.tokens[0], self.source, tangents, position=self.position, sites=inner,
-            visit=lambda name, value, tangent: seen.append(tangent[:, self.position]),  # noqa: ARG005
             hooks=self.run.held, until=inner[0] if inner else None,
         )  # fmt: skip
-        return pushed.y if pushed.y is not None else seen[0]
+        return pushed.y if pushed.y is not None else pushed.visitor.at[self.target][:, self.position]
 
     def dense(self) -> Float[Tensor, "pos d_out d_in"]:
         """All of J, by one pull-back per row, in chunks; positions after the target's are zero."""
@@ -188,7 +186,7 @@ class Jacobian:
         import pandas as pd
 
         host = self.run.host
-        unembed, embed = self.run.readout.weight.double().cpu(), host.model.W_E.detach().double().cpu()
+        unembed, embed = self.run.readout.weight.double().cpu(), host.embedding.detach().double().cpu()
         ids = self.run.tokens[0].tolist()
         texts = token_texts(host, ids)
         rows = []

@@ -2,26 +2,28 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_scopes.calculus.describe import describe
-from lens_scopes.calculus.pullback import Rows, pull_back
-from lens_scopes.calculus.trace import trace
+from lens_scopes.calculus.finite import refuse_nonfinite
+from lens_scopes.calculus.memory import prompts_at_once
+from lens_scopes.calculus.pullback import Rows
+from lens_scopes.calculus.reduction import combined, reduced, units_of
+from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host, encode, token_texts
 from lens_scopes.host.prompts import Positions, Prompt, positions_of
+from lens_scopes.results.provenance import Units
 from lens_scopes.results.scores import Scores
-from lens_scopes.scopes.state import Cotangents, Scope, cotangents_of
+from lens_scopes.scopes.protocol import Scope, cotangents_of, site_of
+from lens_scopes.scopes.state import Cotangents
 from lens_scopes.sites import FINAL, Sites, depth
 
 Along = Literal["activation"] | Float[Tensor, "site pos d_model"] | None
-
-# Prompts of one length run together up to this many tokens.
-_BATCH_TOKENS = 4096
 
 
 def score(
@@ -113,160 +115,93 @@ def score_batch(
         by_length[len(ids)].append(i)
     found: dict[int, Scores] = {}
     for length, group in by_length.items():
-        size = max(1, _BATCH_TOKENS // length)
-        positions = positions_of(position, length)
+        size = prompts_at_once(host, length)
+        asked = _Asked(wanted, positions_of(position, length), not isinstance(position, int), along, freeze)
         for members in (group[start : start + size] for start in range(0, len(group), size)):
             tokens = torch.stack([encoded[i] for i in members])
-            listed = not isinstance(position, int)
-            batch = _Batch(host, tokens, [each[i] for i in members], wanted, positions, listed, along, freeze)
-            found.update(zip(members, batch.scores(), strict=True))
+            found.update(zip(members, _together(host, tokens, [each[i] for i in members], asked), strict=True))
     return [found[i] for i in range(len(prompts))]
 
 
-class _Batch:
-    """Prompts of one length on their way through the model; made, asked for its scores, and dropped."""
+@dataclass(frozen=True)
+class _Asked:
+    """What a call asks of every prompt."""
 
-    def __init__(
-        self,
-        host: Host,
-        tokens: Tensor,
-        scopes: list[Scope],
-        wanted: Sites,
-        positions: tuple[int, ...],
-        several: bool,
-        along: Along,
-        freeze: Sequence[str],
-    ) -> None:
-        self.host, self.scopes, self.wanted, self.positions, self.several = host, scopes, wanted, positions, several
-        inner = {site for scope in scopes if (site := getattr(scope, "site", FINAL)) != FINAL}
-        for site in inner - set(wanted.names):
-            host.sites([site])
-        self.run = trace(host, tokens, [*wanted.names, *sorted(inner - set(wanted.names))], positions, freeze)
-        self.freeze = freeze
-        self.cotangents = [
-            [cotangents_of(scope, self.run.state(b, n)) for n in range(len(positions))]
-            for b, scope in enumerate(scopes)
-        ]
-        self.units = _units(self.cotangents, along)
-        self.along = self._directions(along)
-        self.along_name = "tensor" if isinstance(along, Tensor) else along
-
-    def scores(self) -> list[Scores]:
-        """Pull everything back, site of the cotangents by site, and reduce chunk by chunk."""
-        found: list[Scores | None] = [None] * len(self.scopes)
-        by_site: dict[str, list[int]] = defaultdict(list)
-        for b, row in enumerate(self.cotangents):
-            by_site[row[0].site].append(b)
-        for site, members in by_site.items():
-            self._refuse_later_sources(site)
-            # Prompts whose cotangents live elsewhere take part with no rows at all.
-            rows = Rows.of([row if b in members else [] for b, row in enumerate(self.cotangents)])
-            lengths = self._squares(rows, site)
-            for b in members:
-                found[b] = self._assemble(b, lengths[b])
-        return [s for s in found if s is not None]
-
-    def _squares(self, rows: Rows, site: str) -> list[Tensor]:
-        """By prompt, [row, site, pos(, head)]: ‖g‖², or ⟨g, x⟩ where a direction was given."""
-        collected: list[list[Tensor]] = [[] for _ in self.scopes]
-        for chunk, gradients in pull_back(self.run, rows, site):
-            stacked = torch.stack([self._reduce(gradients[name], s) for s, name in enumerate(self.wanted.names)], 2)
-            for b in range(len(self.scopes)):
-                collected[b].append(stacked[: max(0, min(chunk.stop, len(rows.position[b])) - chunk.start), b].cpu())
-        return [torch.cat(parts) for parts in collected]
-
-    def _reduce(self, gradient: Tensor, site: int) -> Tensor:
-        """[row, batch, pos(, head), d] -> [row, batch, pos(, head)]."""
-        work = torch.promote_types(gradient.dtype, torch.float32)
-        if self.along is None:
-            return torch.linalg.vector_norm(gradient, dim=-1, dtype=work).square()
-        return (gradient.to(work) * self.along[site].to(work)).sum(-1)
-
-    def _assemble(self, b: int, reduced: Tensor) -> Scores:
-        """The scores of one prompt from its reduced rows."""
-        quadratic = reduced if self.along is None else reduced.square()
-        values, probes, start = [], [], 0
-        for made in self.cotangents[b]:
-            part = quadratic[start : start + len(made.vectors)]
-            signed = reduced[start : start + len(made.vectors)]
-            start += len(made.vectors)
-            if made.weights is not None:
-                part = part * made.weights.cpu().reshape(-1, *[1] * (part.ndim - 1)).to(part.dtype)
-            if made.probes:
-                probes.append(part[-made.probes :])
-            if self.units == "signed":
-                weight = 1.0 if made.weights is None else float(made.weights[0]) ** 0.5
-                values.append(signed[0] * weight)
-            else:
-                values.append(part.sum(0) if self.units == "squared" else part.sum(0).sqrt())
-        value = torch.stack(values)
-        scatter = torch.stack(probes, 1) if len(probes) == len(values) and len({len(p) for p in probes}) == 1 else None
-        self._refuse_nonfinite(value)
-        dims, coords = ["target_pos", "site", "pos"], {"target_pos": self.positions, "site": self.wanted.names}
-        coords["pos"] = tuple(range(value.shape[2]))
-        if self.wanted.per_head:
-            dims, coords["head"] = [*dims, "head"], tuple(range(value.shape[3]))
-        ids = self.run.tokens[b].tolist()
-        meta = describe(self.run, b, self.cotangents[b], self.scopes[b], self.freeze, several=self.several)
-        meta |= {"units": self.units, "along": self.along_name}
-        scores = Scores(value, tuple(dims), coords, token_texts(self.host, ids), meta, scatter)
-        return scores if self.several else _without_target(scores)
-
-    def _directions(self, along: Along) -> list[Tensor] | None:
-        """By site, [batch, pos(, head), d] or what broadcasts to it."""
-        if along is None:
-            return None
-        activations = [self.run.sites[name].detach() for name in self.wanted.names]
-        if isinstance(along, Tensor):
-            shape = (len(activations), *activations[0].shape[1:])
-            if tuple(along.shape) != shape:
-                msg = f"along has shape {tuple(along.shape)}, the sites need [site, pos, d_model] = {shape}"
-                raise ValueError(msg)
-            return list(along.detach().to(self.run.y.device))
-        if along != "activation":
-            msg = f"along is None, 'activation' or a tensor [site, pos, d_model], got {along!r}"
-            raise ValueError(msg)
-        return activations
-
-    def _refuse_later_sources(self, site: str) -> None:
-        n = self.host.n_layers
-        late = [name for name in self.wanted.names if site != FINAL and depth(name, n) >= depth(site, n)]
-        if late:
-            msg = f"the direction reads {site}; sources at or after it do not reach it: {', '.join(late)}"
-            raise ValueError(msg)
-
-    def _refuse_nonfinite(self, values: Tensor) -> None:
-        if values.isfinite().all():
-            return
-        sites = {n: self.run.sites[n] for n in sorted(self.wanted.names, key=lambda n: depth(n, self.host.n_layers))}
-        where = next((name for name, a in sites.items() if not a.isfinite().all()), None)
-        what = "the activation"
-        if where is None:  # gradients run backwards: the last site that has it is where it begins
-            bad = [s for s, name in enumerate(self.wanted.names) if not values.select(1, s).isfinite().all()]
-            where = max((self.wanted.names[s] for s in bad), key=lambda n: depth(n, self.host.n_layers))
-            what = "the gradient"
-        dtype = str(sites[where].dtype).removeprefix("torch.")
-        msg = f"NaN or infinity: {what} at {where} is the first that has it, in {dtype}; try float32 or bfloat16"
-        raise ValueError(msg)
+    wanted: Sites
+    positions: tuple[int, ...]
+    several: bool
+    """Whether a list of positions was asked for, which gives the scores an axis for them."""
+    along: Along
+    freeze: Sequence[str]
 
 
-def _units(cotangents: list[list[Cotangents]], along: Along) -> str:
-    """ "norm", "squared" or "signed", the same for every prompt and position."""
-    every = [made for row in cotangents for made in row]
-    squared = {made.squared for made in every}
-    if len(squared) > 1:
-        msg = "scopes in norm and in squared units do not fit one call; score them separately"
-        raise ValueError(msg)
-    if squared == {True}:
-        return "squared"
+def _together(host: Host, tokens: Int[Tensor, "batch pos"], scopes: list[Scope], asked: _Asked) -> list[Scores]:
+    """Prompts of one length: one forward, everything pulled back site of the cotangents by site."""
+    names = asked.wanted.names
+    inner = [site for site in dict.fromkeys(map(site_of, scopes)) if site != FINAL and site not in names]
+    for site in inner:
+        host.sites([site])
+    run = trace(host, tokens, [*names, *inner], asked.positions, asked.freeze)
+    made = [
+        [cotangents_of(scope, run.state(b, n)) for n in range(len(asked.positions))] for b, scope in enumerate(scopes)
+    ]
+    signed = asked.along is not None
+    units, along = units_of(made, signed), _directions(run, asked)
+    found: list[Scores | None] = [None] * len(scopes)
+    for site in dict.fromkeys(row[0].site for row in made):
+        _refuse_later_sources(host, site, names)
+        # Prompts whose cotangents live elsewhere take part with no rows at all.
+        rows = Rows.of([row if row[0].site == site else [] for row in made])
+        for b, own in enumerate(reduced(run, rows, site, names, along)):
+            if made[b][0].site == site:
+                values, probes = combined(own, made[b], units, signed)
+                found[b] = _labelled(run, b, made[b], scopes[b], asked, values, probes, units)
+    return [scores for scores in found if scores is not None]
+
+
+def _labelled(
+    run: Trace,
+    b: int,
+    made: list[Cotangents],
+    scope: Scope,
+    asked: _Asked,
+    values: Float[Tensor, "target site pos *head"],
+    probes: Tensor | None,
+    units: Units,
+) -> Scores:
+    """One prompt's numbers with their names and where they come from."""
+    refuse_nonfinite(run, {name: values[:, s] for s, name in enumerate(asked.wanted.names)})
+    dims = ("target_pos", "site", "pos", "head")[: values.ndim]
+    labels = (asked.positions, asked.wanted.names, *(tuple(range(size)) for size in values.shape[2:]))
+    meta = describe(run, b, made, scope, asked.freeze, several=asked.several)
+    meta |= {"units": units, "along": "tensor" if isinstance(asked.along, Tensor) else asked.along}
+    texts = token_texts(run.host, run.tokens[b].tolist())
+    if not asked.several:
+        values, probes, dims, labels = values[0], None if probes is None else probes[:, 0], dims[1:], labels[1:]
+    return Scores(values, dims, dict(zip(dims, labels, strict=True)), texts, meta, probes)
+
+
+def _directions(run: Trace, asked: _Asked) -> list[Tensor] | None:
+    """By site, [batch, pos(, head), d] or what broadcasts to it."""
+    along = asked.along
     if along is None:
-        return "norm"
-    if any(len(made.vectors) > 1 for made in every):
-        msg = "a signed product needs one cotangent; return ls.Cotangents(vectors, squared=True) for several"
+        return None
+    activations = [run.sites[name].detach() for name in asked.wanted.names]
+    if isinstance(along, Tensor):
+        shape = (len(activations), *activations[0].shape[1:])
+        if tuple(along.shape) != shape:
+            msg = f"along has shape {tuple(along.shape)}, the sites need [site, pos, d_model] = {shape}"
+            raise ValueError(msg)
+        return list(along.detach().to(run.y.device))
+    if along != "activation":
+        msg = f"along is None, 'activation' or a tensor [site, pos, d_model], got {along!r}"
         raise ValueError(msg)
-    return "signed"
+    return activations
 
 
-def _without_target(scores: Scores) -> Scores:
-    bare = scores.sel(target_pos=scores.coords["target_pos"][0])
-    return replace(bare, meta={key: value for key, value in bare.meta.items() if key != "selected"})
+def _refuse_later_sources(host: Host, site: str, names: Sequence[str]) -> None:
+    n = host.n_layers
+    late = [name for name in names if site != FINAL and depth(name, n) >= depth(site, n)]
+    if late:
+        msg = f"the direction reads {site}; sources at or after it do not reach it: {', '.join(late)}"
+        raise ValueError(msg)

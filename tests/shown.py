@@ -52,7 +52,7 @@ def by_target(tokens, targets=3, seed=0):
     positions = tuple(range(len(tokens) - targets, len(tokens)))
     said = [[{"id": 1, "text": text, "p": 0.5}] for text in HOSTILE[:targets]]
     coords = {"target_pos": positions, "pos": tuple(range(len(tokens)))}
-    about = meta(tokens, "norm") | {"positions": list(positions), "predictions": said, "targets": None}
+    about = meta(tokens, "norm") | {"positions": list(positions), "predictions": said, "targets": [None] * targets}
     return ls.Scores(values, ("target_pos", "pos"), coords, tuple(tokens), about)
 
 
@@ -83,13 +83,15 @@ def meta(tokens, units):
     last = len(tokens) - 1
     return {
         "units": units,
-        "scope": "Semantic('<b>')",
+        "scope": {"kind": "Semantic", "fields": {"target": "<b>", "versus": None}, "text": "Semantic('<b>')"},
         "model": "<i>model</i>",
         "host": "HookedTransformer",
         "dtype": "float32",
         "position": last,
         "positions": [last],
-        "targets": [{"target": {"id": 1, "text": " <b>"}, "versus": {"id": 2, "text": "y"}}],
+        "targets": [
+            {"id": 1, "text": " <b>", "p": 0.5, "rank": 0, "versus": {"id": 2, "text": "y", "p": 0.25, "rank": 1}}
+        ],
         "predictions": [[{"id": 1, "text": "<script>x</script>", "p": 0.5}, {"id": 2, "text": "y", "p": 0.25}]],
         "token_ids": list(range(len(tokens))),
         "folded": False,

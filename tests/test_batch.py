@@ -59,7 +59,8 @@ def test_a_batch_is_its_prompts_one_by_one(pair):
                 assert_close(found.values, alone.values, 1e-5, f"{scope} at {position}")
                 assert found.meta["token_ids"] == prompt
                 assert found.meta["scope"] == alone.meta["scope"]
-                assert found.meta["targets"] == alone.meta["targets"]
+                for one, other in zip(found.meta["targets"], alone.meta["targets"], strict=True):
+                    assert (one and (one["id"], one["text"])) == (other and (other["id"], other["text"]))
                 assert found.coords == alone.coords
 
 

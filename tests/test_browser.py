@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import lens_scopes as ls
-from lens_scopes.views import choosing, circuits
+from lens_scopes.views import choosing, markup
 from shown import HOSTILE, by_head, by_target, flow, scores
 
 WORDS = ("<s>", " the", " cat", " sat", ".", " on", " a", " mat")
@@ -158,7 +158,7 @@ def test_every_view_as_a_page(visit, tmp_path, make, view, tokens):
     expected = [torch.tensor(grid.values).flatten() for grid in grids]
     torch.testing.assert_close(found, torch.cat(expected) if grids else torch.tensor([]), rtol=6e-3, atol=1e-9)
     assert page.locator("img").count() == 0
-    words = [circuits.html.visible(token) for token in tokens]
+    words = [markup.visible(token) for token in tokens]
     if view == "edges":
         strongest = page.locator("table tbody tr").first.locator("td").all_text_contents()
         sizes = result.edges.abs()
@@ -212,7 +212,7 @@ def test_hostile_tokens_are_text(visit, view):
     page = settled(visit(scores(HOSTILE).show(view).document))
     spans = page.locator(".circuits span > span[style*='inline-block']")
     shown = [text.replace("\u2060", "").replace("\xa0", " ") for text in spans.all_inner_texts()]
-    assert shown == [circuits.html.visible(token) for token in HOSTILE]
+    assert shown == [markup.visible(token) for token in HOSTILE]
     for i in range(len(HOSTILE)):
         spans.nth(i).hover()
     assert page.locator("img").count() == 0
@@ -229,7 +229,7 @@ def test_hostile_tokens_in_edges_and_reports(visit):
     settled(page)
     assert page.locator("img").count() == 0
     buttons = page.locator(".lens-tokens button")
-    assert buttons.all_text_contents() == [circuits.html.visible(token) for token in HOSTILE]
+    assert buttons.all_text_contents() == [markup.visible(token) for token in HOSTILE]
     for i in range(0, len(HOSTILE), 5):
         buttons.nth(i).click()
 
@@ -245,9 +245,9 @@ def test_the_notebook_frame_renders_beside_its_static_view(visit):
 def test_a_comparison_says_its_numbers(visit):
     predicted, measured = scores(HOSTILE, "signed"), scores(HOSTILE, "signed", seed=1)
     found = ls.patching.compare(predicted, measured)
-    page = visit(circuits.html.page("x", found._repr_html_()))
+    page = visit(markup.page("x", found._repr_html_()))
     titles = " ".join(page.locator("td[title]").evaluate_all("all => all.map(e => e.title)"))
-    value = circuits.html.number(float(measured.values.flatten()[measured.values.argmax()]))
+    value = markup.number(float(measured.values.flatten()[measured.values.argmax()]))
     assert f"measured {value}" in titles
     assert page.locator("img").count() == 0
     assert f"{found.spearman:.3g}" in page.locator("body").inner_text()
@@ -255,7 +255,7 @@ def test_a_comparison_says_its_numbers(visit):
 
 def test_static_views_say_the_tensors_numbers(visit):
     result = scores(WORDS, "signed")
-    page = visit(circuits.html.page("x", result._repr_html_()))
+    page = visit(markup.page("x", result._repr_html_()))
     titles = page.locator("td[title]").evaluate_all("all => all.map(e => e.title)")
     found = torch.tensor([float(title.rsplit(": ", 1)[1]) for title in titles])
     torch.testing.assert_close(found, result.values.flatten(), rtol=6e-3, atol=0)

@@ -80,7 +80,7 @@ def test_options_reach_the_scores(tmp_path, arguments, scope, options):
     score(*arguments, "--save", path)
     saved, wanted = ls.Scores.load(path), expected(scope, **options)
     assert saved.dims == wanted.dims
-    assert saved.meta["scope"] == repr(scope)
+    assert saved.meta["scope"]["text"] == repr(scope)
     torch.testing.assert_close(saved.values, wanted.values)
     assert score(*arguments).stdout  # and every shape of result has a table
 

@@ -62,7 +62,12 @@ class Page(HTMLParser):
 
 def scores(values, tokens, units="norm", sites=("hook_embed", "blocks.0.hook_resid_post")):
     coords = {"site": sites[: len(values)], "pos": tuple(range(len(tokens)))}
-    meta = {"units": units, "scope": "Semantic('<b>')", "model": "<i>model</i>", "positions": [0]}
+    meta = {
+        "units": units,
+        "scope": {"kind": "Semantic", "fields": {}, "text": "Semantic('<b>')"},
+        "model": "<i>model</i>",
+        "positions": [0],
+    }
     meta["predictions"] = [[{"id": 1, "text": "<script>x</script>", "p": 0.5}]]
     return ls.Scores(values, ("site", "pos"), coords, tuple(tokens), meta)
 

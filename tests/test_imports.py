@@ -15,8 +15,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lens_scopes"
 #: From the ground up. A file imports from strictly lower levels only, inside folders too. "scopes" is the folder's
 #: __init__, "" what users import.
 LEVELS = (
-    ("sites", "results/files", "results/labelled", "results/provenance", "views/markup"),
-    ("results/scores", "results/flow", "scopes/state", "host/model", "views/grids", "views/circuits"),
+    ("sites", "results/older", "results/labelled", "results/provenance"),
+    ("results/files", "scopes/state", "host/model", "views/markup"),
+    ("results/scores", "results/flow", "scopes/protocol", "views/grids", "views/circuits"),
     ("scopes/direction", "scopes/fisher", "scopes/metric", "scopes/semantic", "scopes/temperature"),
     ("scopes", "results", "views", "views/scores", "views/flow"),
     ("views/choosing", "views/explorer"),
@@ -28,7 +29,9 @@ LEVELS = (
     ("host",),
     ("calculus", "calculus/trace"),
     ("calculus/describe", "calculus/ledger", "calculus/memory", "calculus/pushforward"),
-    ("calculus/paths", "calculus/pullback"),
+    ("calculus/pullback", "calculus/finite"),
+    ("calculus/directions", "calculus/reduction"),
+    ("calculus/paths",),
     ("score", "flow", "jacobian"),
     ("check",),
     ("patching/pair",),

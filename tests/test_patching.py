@@ -225,7 +225,7 @@ def test_a_target_left_out_is_the_clean_prediction(backend):
     for function in (patching.predict, patching.measure):
         found, named = (function(model, CLEAN, CORRUPTED, scope) for scope in (ls.Semantic(), ls.Semantic(top)))
         assert torch.equal(found.values, named.values)
-        assert found.meta["targets"][0]["target"]["id"] == top
+        assert found.meta["targets"][0]["id"] == top
 
 
 def test_only_the_places_asked_for_are_measured():

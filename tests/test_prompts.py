@@ -82,7 +82,11 @@ def test_a_plain_target(model):
     target = model.tokenizer.encode(" cat", add_special_tokens=False)
     assert len(target) == 1
     scores = ls.score(model, "The cat sat", ls.Semantic(" cat"))
-    assert scores.meta["targets"] == [{"target": {"id": target[0], "text": " cat"}}]
+    (found,) = scores.meta["targets"]
+    assert (found["id"], found["text"]) == (target[0], " cat")
+    p = model(model.to_tokens("The cat sat"))[0, -1].double().softmax(-1)
+    assert found["p"] == pytest.approx(float(p[target[0]]), rel=1e-5)
+    assert found["rank"] == int((p > p[target[0]]).sum())
 
 
 def test_sentencepiece_needs_an_anchor(sentencepiece):

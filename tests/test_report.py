@@ -9,7 +9,7 @@ import torch
 
 import lens_scopes as ls
 from lens_scopes.views.explorer import explorer_data
-from lens_scopes.views.report import provenance
+from lens_scopes.views.report import facts as facts_of
 from shown import HOSTILE, by_target, flow, scores
 
 WORDS = ("<s>", " the", " cat", " sat", ".")
@@ -50,15 +50,15 @@ def test_the_same_bytes(tmp_path):
 
 
 def test_provenance_reads_well():
-    facts = dict(provenance(scores(WORDS)))
+    facts = dict(facts_of(scores(WORDS)))
     assert facts["targets"] == "' <b>' (1) against 'y' (2)"
     several = by_target(WORDS)
-    several = replace(several, meta={**several.meta, "targets": [{}, {}, {}], "coverage": [1.0] * 3, "notes": [{}] * 3})
-    facts = dict(provenance(several))
+    several = replace(several, meta={**several.meta, "targets": [None] * 3, "coverage": [1.0] * 3, "notes": [{}] * 3})
+    facts = dict(facts_of(several))
     assert "targets" not in facts
     assert "notes" not in facts
     assert facts["coverage"] == "1.0"
-    facts = dict(provenance(ls.patching.compare(scores(WORDS, "signed"), scores(WORDS, "signed", seed=1))))
+    facts = dict(facts_of(ls.patching.compare(scores(WORDS, "signed"), scores(WORDS, "signed", seed=1))))
     assert facts["model"] == "<i>model</i> as HookedTransformer, float32"
 
 

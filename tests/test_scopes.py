@@ -120,7 +120,7 @@ def test_without_a_target_it_is_the_models_own_top_one(pair):
     top = int(truth.logits.argmax())
     scores = at_embed(tiny.host(*pair), ls.Semantic())
     close(scores, truth.semantic("hook_embed", top))
-    assert scores.meta["targets"][0]["target"]["id"] == top
+    assert scores.meta["targets"][0]["id"] == top
     predictions = scores.meta["predictions"][0]
     best = truth.probs.topk(5)
     assert [p["id"] for p in predictions] == best.indices.tolist()
@@ -134,7 +134,7 @@ def test_one_target_per_position(backend):
     for position, target in zip([2, 4, 5], targets, strict=True):
         alone = at_embed(model, ls.Semantic(target), position=position)
         assert_close(together.sel(target_pos=position).values, alone.values, 1e-12)
-    assert [t["target"]["id"] for t in together.meta["targets"]] == targets
+    assert [t["id"] for t in together.meta["targets"]] == targets
     assert ls.Semantic(torch.tensor(targets)) == ls.Semantic(targets)
     with pytest.raises(ValueError, match="3 values of target for 4 positions"):
         at_embed(model, ls.Semantic(targets), position=[1, 2, 3, 4])
@@ -174,7 +174,7 @@ def test_a_metric_of_logits_is_the_scope_of_those_logits(pair):
     difference = ls.Metric(lambda z: (z[:, -1, TARGET] - z[:, -1, VERSUS]).mean(), name="difference")
     scores = at_embed(model, difference)
     close(scores, truth.semantic("hook_embed", TARGET, VERSUS))
-    assert scores.meta["scope"] == "Metric(difference)"
+    assert scores.meta["scope"]["text"] == "Metric(difference)"
     assert_close(scores.meta["notes"][0]["value"], truth.logits[TARGET] - truth.logits[VERSUS], 1e-5)
     entropy = ls.Metric(lambda z: -(z.softmax(-1) * z.log_softmax(-1)).sum())
     p, log_p = truth.probs, truth.logits.log_softmax(-1)
@@ -220,7 +220,7 @@ def test_a_direction_at_the_end(pair):
         tiny.hugging_face(pair[0]), tiny.tokens(), POSITION, sites=["hook_embed"]
     )  # fmt: skip
     close(scores, truth.norms("hook_embed", vector.double()), 2e-5)
-    assert scores.meta["scope"] == "Direction(probe)"
+    assert scores.meta["scope"]["text"] == "Direction(probe)"
 
 
 @pytest.mark.parametrize("site", ["blocks.0.hook_resid_post", "blocks.1.hook_resid_pre", "blocks.1.hook_mlp_out"])
@@ -293,7 +293,7 @@ def test_a_function_is_a_scope(backend):
     scores = at_embed(model, weighted)
     close(scores, (weights[:, None] * squares).sum(0), 1e-10)
     assert scores.units == "squared"
-    assert scores.meta["scope"] == "weighted"
+    assert scores.meta["scope"]["text"] == "weighted"
     assert scores.meta["notes"][0]["why"] == "because"
 
 

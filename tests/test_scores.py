@@ -18,7 +18,13 @@ def made(values=None, *, units="norm", tokens=("<s>", " Two", "fold", " words", 
         "site": ("hook_embed", "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"),
         "pos": tuple(range(len(tokens))),
     }
-    meta = {"units": units, "special": [0], "scope": "Semantic()", "model": "toy", **meta}
+    meta = {
+        "units": units,
+        "special": [0],
+        "scope": {"kind": "Semantic", "fields": {}, "text": "Semantic()"},
+        "model": "toy",
+        **meta,
+    }
     return ls.Scores(values, ("site", "pos"), coords, tokens, meta, probes)
 
 

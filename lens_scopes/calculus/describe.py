@@ -1,19 +1,18 @@
-"""How a result was obtained: the facts that travel with every score and flow in ``meta``."""
+"""What a trace knows about how a result was obtained, in the words of ``results.provenance``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import torch
 
 from lens_scopes.calculus.trace import Trace
 from lens_scopes.host import special_ids, token_texts
-from lens_scopes.results import provenance
-from lens_scopes.scopes.state import Cotangents, Scope
+from lens_scopes.results.provenance import Meta, Target, Token, versions
+from lens_scopes.scopes.protocol import Scope, data_of
+from lens_scopes.scopes.state import Cotangents
 
 
 def describe(
     run: Trace, prompt: int, made: Sequence[Cotangents], scope: Scope, freeze: Sequence[str], *, several: bool = False
-) -> dict[str, Any]:
+) -> Meta:
     """JSON-like facts of one prompt of a trace: what was explained, on which model, processed how.
 
     Args:
@@ -32,7 +31,7 @@ def describe(
     return {
         "token_ids": ids,
         "special": [i for i, token in enumerate(ids) if token in special],
-        "scope": scope_text(scope),
+        "scope": data_of(scope),
         "position": list(run.positions) if several else run.positions[0],
         "positions": list(run.positions),
         "targets": [_target(run, prompt, n, note) for n, note in enumerate(notes)],
@@ -45,29 +44,27 @@ def describe(
         "coverage": coverage if several else coverage[0],
         "notes": notes,
         "freeze": [freeze] if isinstance(freeze, str) else list(freeze),
-        "versions": provenance.versions(),
+        "versions": versions(),
     }
 
 
-def scope_text(scope: Scope) -> str:
-    """A scope as text: how a built-in one is written, a function's name."""
-    if hasattr(scope, "__dataclass_fields__"):
-        return repr(scope)
-    return getattr(scope, "__name__", type(scope).__name__)
+def _target(run: Trace, prompt: int, n: int, note: Mapping[str, Any]) -> Target | None:
+    """The token explained, and the one that it is held against; None for a scope that is not about a token."""
+    if "target" not in note:
+        return None
+    target: Target = {**_token(run, prompt, n, note["target"])}
+    if "versus" in note:
+        target["versus"] = _token(run, prompt, n, note["versus"])
+    return target
 
 
-def _target(run: Trace, prompt: int, n: int, note: dict[str, Any]) -> dict[str, Any]:
-    ids = {key: note[key] for key in ("target", "versus") if key in note}
-    return {key: {"id": i, "text": _next_text(run, prompt, n, i)} for key, i in ids.items()}
+def _predictions(run: Trace, prompt: int, n: int, k: int = 5) -> list[Token]:
+    p = run.probs(prompt, n)
+    return [_token(run, prompt, n, i) for i in p.topk(min(k, len(p))).indices.tolist()]
 
 
-def _predictions(run: Trace, prompt: int, n: int, k: int = 5) -> list[dict[str, Any]]:
-    p = torch.softmax(run.readout.transform(run.raw[prompt, n]).double(), -1)
-    top = p.topk(min(k, len(p)))
-    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    return [{"id": i, "text": _next_text(run, prompt, n, i), "p": share} for i, share in pairs]
-
-
-def _next_text(run: Trace, prompt: int, n: int, token: int) -> str:
-    """The text that a token would add after the position: some decoders drop the blank of a token alone."""
-    return token_texts(run.host, [int(run.tokens[prompt, run.positions[n]]), token])[1]
+def _token(run: Trace, prompt: int, n: int, token: int) -> Token:
+    """A token after a position. Its text is what it would add there: some decoders drop the blank of a token alone."""
+    p = run.probs(prompt, n)
+    text = token_texts(run.host, [int(run.tokens[prompt, run.positions[n]]), token])[1]
+    return {"id": token, "text": text, "p": float(p[token]), "rank": int((p > p[token]).sum())}

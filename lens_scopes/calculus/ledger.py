@@ -6,7 +6,7 @@ I(z_h) splits into value edges A[q,k]⟨g_z[q], δv[k]⟩ and pattern edges δA[
 changes no sum, since Σ_k δA[q,k] = 0, and makes the edge independent of where a value bias is stored.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -132,3 +132,31 @@ class Ledger:
     def close(self) -> None:
         """The last cut: the stream after all blocks."""
         self._law(self.stream[-1].sum(-1))
+
+
+@dataclass(eq=False)
+class Books:
+    """Closed ledgers added up over cotangents, source by source."""
+
+    sources: int
+    keep_edges: bool
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    """heads, mlps, stream and composition, each [source, ...]."""
+    edges: Float[Tensor, "edge layer head query key"] | None = None
+    """Summed over the sources."""
+    worst: float = 0.0
+    worst_inside: float = 0.0
+
+    def add(self, ledger: Ledger, sources: Sequence[int]) -> None:
+        """Close a ledger whose lanes are [row, source] with these sources, and add it."""
+        ledger.close()
+        self.worst, self.worst_inside = max(self.worst, ledger.worst), max(self.worst_inside, ledger.worst_inside)
+        for name in ("heads", "mlps", "stream", "composition"):
+            part = torch.stack(getattr(ledger, name), 1)
+            by_source = part.reshape(-1, len(sources), *part.shape[1:]).sum(0).cpu()
+            if name not in self.parts:
+                self.parts[name] = by_source.new_zeros(self.sources, *by_source.shape[1:])
+            self.parts[name][list(sources)] += by_source
+        if self.keep_edges:
+            edges = torch.stack(ledger.edges, 1).cpu()
+            self.edges = edges if self.edges is None else self.edges + edges

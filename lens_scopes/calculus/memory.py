@@ -7,13 +7,17 @@ from contextvars import ContextVar
 import torch
 
 from lens_scopes.calculus.trace import Trace
+from lens_scopes.host import Host
+
+# Tokens of prompts that run together where no budget is given: more gain nothing on a CPU, and fit any GPU.
+_TOKENS = 4096
 
 _budget: ContextVar[int | None] = ContextVar("memory budget in bytes", default=None)
 
 
 @contextmanager
 def memory_budget(size: int) -> Iterator[None]:
-    """How many bytes one chunk of cotangents or tangents may take, within the block.
+    """How many bytes one chunk of cotangents, tangents or prompts may take, within the block.
 
     Without it: a quarter of the free GPU memory; on the CPU 64 MiB, since chunks that outgrow the caches are slower (a
     12-layer model: 16 cotangents at once took twice as long as four by four).
@@ -30,22 +34,43 @@ def rows_at_once(run: Trace, rows: int) -> int:
     batch, pos = run.tokens.shape
     # Per row: the gradients of all sites, and the widest layer's own.
     held = sum(handle.numel() for handles in run.handles.values() for handle in handles)
-    most = max(1, _bytes(run) // (run.y.element_size() * (held + batch * pos * _widest(run))))
+    most = max(1, _bytes(run) // (run.y.element_size() * (held + batch * pos * _widest(run.host, pos))))
     return -(-rows // -(-rows // most))
 
 
 def lanes_at_once(run: Trace) -> int:
     """How many tangents to push forward together: value and tangent of the widest layer, gradients of every site."""
     held = sum(site.numel() for site in run.sites.values())
-    return max(1, _bytes(run) // (run.y.element_size() * (held + run.tokens.shape[1] * 2 * _widest(run))))
+    pos = run.tokens.shape[1]
+    return max(1, _bytes(run) // (run.y.element_size() * (held + pos * 2 * _widest(run.host, pos))))
 
 
-def _widest(run: Trace) -> int:
+def portions(run: Trace, rows: int, sources: int) -> Iterator[tuple[slice, list[int]]]:
+    """Rows by sources in pieces that go together as lanes of one pass; with a progress bar where there are many."""
+    from tqdm.auto import tqdm
+
+    most = lanes_at_once(run)
+    per_row = max(1, most // sources)
+    pieces = [
+        (slice(r, min(r + per_row, rows)), list(range(s, min(s + most, sources))))
+        for r in range(0, rows, per_row)
+        for s in range(0, sources, most)
+    ]
+    yield from tqdm(pieces, desc="flow", leave=False, disable=len(pieces) < 8)
+
+
+def prompts_at_once(host: Host, length: int) -> int:
+    """How many prompts of one length run together: some 4,096 tokens, or what a budget holds of their graph."""
+    given = _budget.get()
+    if given is None:
+        return max(1, _TOKENS // length)
+    return max(1, given // (host.dtype.itemsize * length * host.n_layers * _widest(host, length)))
+
+
+def _widest(host: Host, length: int) -> int:
     """Numbers per position in the widest part of a block: MLP (three tensors), patterns (three), stream (a dozen)."""
-    cfg = run.host.cfg
-    return (
-        3 * (getattr(cfg, "d_mlp", None) or 4 * cfg.d_model) + 3 * cfg.n_heads * run.tokens.shape[1] + 12 * cfg.d_model
-    )
+    cfg = host.cfg
+    return 3 * (getattr(cfg, "d_mlp", None) or 4 * cfg.d_model) + 3 * cfg.n_heads * length + 12 * cfg.d_model
 
 
 def _bytes(run: Trace) -> int:

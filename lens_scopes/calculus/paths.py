@@ -13,12 +13,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lens_scopes.calculus.directions import directions, lengths
 from lens_scopes.calculus.ledger import is_parallel
 from lens_scopes.calculus.memory import lanes_at_once
+from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.pushforward import push_forward
 from lens_scopes.calculus.trace import Trace
+from lens_scopes.host import Host
 from lens_scopes.host.model import Hook
-from lens_scopes.sites import EMBED, HEADS, STREAM
+from lens_scopes.scopes.state import Cotangents
+from lens_scopes.sites import EMBED, FINAL, HEADS, STREAM
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +37,30 @@ class _Beam:
     choices: Int[Tensor, "path layer"]
     tangents: Float[Tensor, "path row pos d_model"]
     influence: Float[Tensor, " path"]
+
+
+def search(run: Trace, made: Cotangents, sources: Sequence[int] | None, k: int, beam: int) -> "pd.DataFrame":
+    """The strongest routes of one prompt; see ``Flow.paths``.
+
+    Args:
+        run: its forward pass, with ``path_sites`` open.
+        made: the cotangents.
+        sources: the positions that routes start from, together; None is all.
+        k: how many paths to return.
+        beam: how many partial paths to keep.
+
+    """
+    parts = [found for _, found in pull_back(run, Rows.of([[made]]), FINAL)]
+    gradients = {name: torch.cat([part[name] for part in parts])[:, 0] for name in run.sites}
+    starts = directions(made, slice(None), gradients[EMBED], sources, lengths(run, made)).sum(1)
+    return strongest_paths(run, gradients, starts.to(run.y.dtype), k, beam)
+
+
+def path_sites(host: Host) -> list[str]:
+    """The sites whose gradients a search needs."""
+    needed = [HEADS["z"], STREAM["resid_post"], STREAM["mlp_out"]]
+    needed += [] if is_parallel(host, 0) else [STREAM["resid_mid"]]
+    return [EMBED, *(kind.format(layer) for layer in range(host.n_layers) for kind in needed)]
 
 
 def strongest_paths(
@@ -118,10 +146,11 @@ def _tangents_at(
     for begin in range(0, len(flat), most):
         lanes = slice(begin, begin + most)
         masks = [] if choice is None else _masks(run, layer, choice[lanes])
-        push_forward(
+        pushed = push_forward(
             run.host, run.tokens[0], source, flat[lanes], position=run.positions[0], sites=[site], until=site,
-            visit=lambda name, value, tangent: found.append(tangent), hooks=[*run.held, *masks],  # noqa: ARG005
+            hooks=[*run.held, *masks],
         )  # fmt: skip
+        found.append(pushed.visitor.at[site])
     return torch.cat(found).unflatten(0, tangents.shape[:2])
 
 

@@ -1,11 +1,11 @@
 """Jacobian-vector products: a tangent set at one place of the stream, and what becomes of it everywhere after."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
@@ -16,36 +16,68 @@ from lens_scopes.host.freeze import holding
 from lens_scopes.host.model import Hook
 from lens_scopes.host.readout import final_norm
 
-#: Called at each site in the order of the forward pass, with its name, its value and its tangent [lane, pos, ...].
-Visit = Callable[[str, Tensor, Tensor], None]
+
+class Visitor(Protocol):
+    """Who sees what passes. A pass that has to begin anew gets a new one: nothing is seen twice."""
+
+    def visit(self, name: str, value: Tensor, tangent: Tensor) -> None:
+        """Called at each site in the order of the forward pass, with its value and its tangent [lane, pos, ...]."""
+        ...
+
+
+@dataclass(eq=False)
+class Tangents:
+    """The visitor that keeps every tangent, by site."""
+
+    at: dict[str, Tensor] = field(default_factory=dict)
+
+    def visit(self, name: str, value: Tensor, tangent: Tensor) -> None:  # noqa: ARG002
+        """Keep the tangent."""
+        self.at[name] = tangent
 
 
 @dataclass(frozen=True, eq=False)
 class Pushed:
-    """The tangent at the end, and by which of the two ways it was computed."""
+    """The tangent at the end, by which of the two ways it was computed, and who saw the pass."""
 
     y: Float[Tensor, "lane d_model"] | None
     """None where the pass was stopped earlier."""
     method: str
     """ "forward mode", or "two reverse passes" where an operation of the model has no forward-mode derivative."""
+    visitor: Any
+
+
+@dataclass(frozen=True, eq=False)
+class _Push:
+    """What is pushed from where, and who is to see it."""
+
+    host: Host
+    tokens: Int[Tensor, "lane pos"]
+    source: str
+    tangents: Float[Tensor, "lane pos d_model"]
+    position: int
+    sites: Sequence[str]
+    visitor: Callable[[], Visitor]
+    hooks: Sequence[Hook]
+    until: str | None
 
 
 def push_forward(
     host: Host,
-    tokens: Tensor,
+    tokens: Int[Tensor, " pos"],
     source: str,
     tangents: Float[Tensor, "lane pos d_model"],
     *,
     position: int,
     sites: Sequence[str] = (),
-    visit: Visit | None = None,
+    visitor: Callable[[], Visitor] = Tangents,
     hooks: Sequence[Hook] = (),
     until: str | None = None,
 ) -> Pushed:
     """J·u for several tangents u at one site of one prompt, each in a lane of the batch, from one pass.
 
     Equivalent to multiplying the tangents by the dense Jacobians from ``source`` to every later site and to y. Tangents
-    of the sites are handed to ``visit`` as they appear and are not kept, so that memory does not grow with depth.
+    of the sites are handed to a visitor as they appear; one that does not keep them makes memory independent of depth.
 
     Args:
         host: the model.
@@ -54,52 +86,44 @@ def push_forward(
         tangents: the directions, one lane each.
         position: where y is read.
         sites: hook names to visit; the source itself is visited if it is among them.
-        visit: see ``Visit``.
+        visitor: makes the one who sees them, anew for each attempt at the pass.
         hooks: run before the visits; what they detach, does not move (``host.freeze``).
         until: stop after this site.
 
     """
-    repeated = tokens.reshape(1, -1).expand(len(tangents), -1)
+    lanes = tokens.reshape(1, -1).expand(len(tangents), -1)
+    push = _Push(host, lanes, source, tangents, position, sites, visitor, hooks, until)
     try:
-        return _forward_mode(host, repeated, source, tangents, position, sites, visit, hooks, until)
+        return _forward_mode(push)
     except (NotImplementedError, RuntimeError) as failure:
         if isinstance(failure, torch.OutOfMemoryError) or "forward" not in str(failure).lower():
             raise
-        return _two_reverse_passes(host, repeated, source, tangents, position, sites, visit, hooks, until)
+        return _two_reverse_passes(push)
 
 
-def _forward_mode(
-    host: Host,
-    tokens: Tensor,
-    source: str,
-    tangents: Tensor,
-    position: int,
-    sites: Sequence[str],
-    visit: Visit | None,
-    hooks: Sequence[Hook],
-    until: str | None,
-) -> Pushed:
+def _forward_mode(push: _Push) -> Pushed:
+    host, visitor = push.host, push.visitor()
+
     def start(activation: Tensor, hook: object) -> Tensor:  # noqa: ARG001
-        return forward_ad.make_dual(activation.detach(), tangents.to(activation))
+        return forward_ad.make_dual(activation.detach(), push.tangents.to(activation))
 
-    def visitor(name: str) -> Callable[..., Tensor]:
+    def seeing(name: str) -> Callable[..., Tensor]:
         def see(activation: Tensor, hook: object) -> Tensor:  # noqa: ARG001
             value, tangent = forward_ad.unpack_dual(activation)
-            if visit is not None:
-                visit(name, value, torch.zeros_like(value) if tangent is None else tangent)
+            visitor.visit(name, value, torch.zeros_like(value) if tangent is None else tangent)
             return activation
 
         return see
 
     with torch.inference_mode(mode=False), torch.no_grad(), forward_ad.dual_level(), _StillWeights():
-        all_hooks = [(source, start), *hooks, *((name, visitor(name)) for name in sites)]
-        last = run_to_last_residual(host, tokens, grad=False, hooks=all_hooks, until=until).last
-        if until is not None:
-            return Pushed(None, "forward mode")
-        with host.frozen(), holding(host, hooks):
-            y = final_norm(host, last[:, position])
+        all_hooks = [(push.source, start), *push.hooks, *((name, seeing(name)) for name in push.sites)]
+        last = run_to_last_residual(host, push.tokens, grad=False, hooks=all_hooks, until=push.until).last
+        if push.until is not None:
+            return Pushed(None, "forward mode", visitor)
+        with host.frozen(), holding(host, push.hooks):
+            y = final_norm(host, last[:, push.position])
         value, tangent = forward_ad.unpack_dual(y)
-        return Pushed(torch.zeros_like(value) if tangent is None else tangent, "forward mode")
+        return Pushed(torch.zeros_like(value) if tangent is None else tangent, "forward mode", visitor)
 
 
 class _StillWeights(TorchFunctionMode):
@@ -122,33 +146,23 @@ class _StillWeights(TorchFunctionMode):
         return forward_ad.make_dual(function(*args[:at], value, *args[at + 1 :]), moved)
 
 
-def _two_reverse_passes(
-    host: Host,
-    tokens: Tensor,
-    source: str,
-    tangents: Tensor,
-    position: int,
-    sites: Sequence[str],
-    visit: Visit | None,
-    hooks: Sequence[Hook],
-    until: str | None,
-) -> Pushed:
+def _two_reverse_passes(push: _Push) -> Pushed:
     """J u as ∂⟨Jᵀc, u⟩/∂c: a backward pass with dummy cotangents c, then one through that pass."""
-    opened = [source, *(name for name in sites if name != source)]
+    host, visitor, tangents = push.host, push.visitor(), push.tangents
+    opened = [push.source, *(name for name in push.sites if name != push.source)]
     with torch.inference_mode(mode=False), torch.enable_grad(), host.frozen():
-        captured = run_to_last_residual(host, tokens, opened, hooks=hooks, until=until)
-        with holding(host, hooks):
-            y = None if until is not None else final_norm(host, captured.last[:, position])
-        start = captured.sites[source]
+        captured = run_to_last_residual(host, push.tokens, opened, hooks=push.hooks, until=push.until)
+        with holding(host, push.hooks):
+            y = None if push.until is not None else final_norm(host, captured.last[:, push.position])
+        start = captured.sites[push.source]
         outputs = [*(captured.sites[name] for name in opened[1:]), *([] if y is None else [y])]
         dummies = [torch.zeros_like(out, requires_grad=True) for out in outputs]
         reached = [(out, c) for out, c in zip(outputs, dummies, strict=True) if out.grad_fn is not None]
         (back,) = torch.autograd.grad([o for o, _ in reached], start, [c for _, c in reached], create_graph=True)
         moved = torch.autograd.grad(back, dummies, tangents.to(back), allow_unused=True)
     found = [torch.zeros_like(c) if m is None else m for m, c in zip(moved, dummies, strict=True)]
-    by_name = {source: tangents.to(start)} | dict(zip(opened[1:], found, strict=False))
-    if visit is not None:
-        for name in sites:
-            same = captured.sites[name] is start  # a site under another name: nothing happens in between
-            visit(name, captured.sites[name].detach(), by_name[source] if same else by_name[name])
-    return Pushed(None if y is None else found[-1], "two reverse passes")
+    by_name = {push.source: tangents.to(start)} | dict(zip(opened[1:], found, strict=False))
+    for name in push.sites:
+        same = captured.sites[name] is start  # a site under another name: nothing happens in between
+        visitor.visit(name, captured.sites[name].detach(), by_name[push.source] if same else by_name[name])
+    return Pushed(None if y is None else found[-1], "two reverse passes", visitor)

@@ -36,7 +36,8 @@ class Trace:
     """The hooks of a frozen linearisation."""
 
     def state(self, prompt: int, index: int) -> FinalState:
-        """What a scope gets to see: the end of one prompt at one of the positions."""
+        """What a scope gets to see: the end of one prompt at one of the positions. It does not hold the graph."""
+        host = self.host
         work = torch.promote_types(self.y.dtype, torch.float32)
         raw = self.raw[prompt, index]
         slope = self.readout.slope(raw)
@@ -51,26 +52,32 @@ class Trace:
             count=len(self.positions),
             constant_norm=self.readout.constant_norm,
             norm_has_bias=self.readout.norm_has_bias,
-            token_id=lambda token: token_id(self.host, token),
+            token_id=lambda token: token_id(host, token),
             norm_jacobian=self._norm_jacobian(prompt, index),
+            stream={
+                name: site[prompt, self.positions[index]].detach().to(work)
+                for name, site in self.sites.items()
+                if site.ndim == 3
+            },
         )
+
+    def probs(self, prompt: int, index: int) -> Float[Tensor, " vocab"]:
+        """The next-token distribution of one prompt at one of the positions, in float64."""
+        return torch.softmax(self.readout.transform(self.raw[prompt, index]).double(), -1)
 
     def output(self, site: str) -> Float[Tensor, "batch position d_model"]:
         """The tensor that cotangents at a site are contracted with: y, or an inner site at the positions."""
         return self.y if site == FINAL else self.sites[site][:, list(self.positions)]
 
     def _norm_jacobian(self, prompt: int, index: int) -> Callable[[], Tensor]:
+        host, held, x = self.host, self.held, self.last[prompt, index].detach()
+
         def jacobian() -> Tensor:
-            with (
-                torch.inference_mode(mode=False),
-                torch.enable_grad(),
-                self.host.frozen(),
-                holding(self.host, self.held),
-            ):
-                x = self.last[prompt, index].detach().requires_grad_()
-                y = final_norm(self.host, x)
-                eye = torch.eye(len(x), dtype=y.dtype, device=y.device)
-                (rows,) = torch.autograd.grad(y, x, eye, is_grads_batched=True)
+            with torch.inference_mode(mode=False), torch.enable_grad(), host.frozen(), holding(host, held):
+                leaf = x.clone().requires_grad_()
+                y = final_norm(host, leaf)
+                eye = torch.eye(len(leaf), dtype=y.dtype, device=y.device)
+                (rows,) = torch.autograd.grad(y, leaf, eye, is_grads_batched=True)
             return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
         return jacobian

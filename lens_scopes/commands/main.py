@@ -33,6 +33,7 @@ from lens_scopes.commands.terminal import (
     scope_of,
 )
 from lens_scopes.results import files
+from lens_scopes.results.provenance import scope_text
 from lens_scopes.views import markup
 
 app = typer.Typer(
@@ -87,7 +88,7 @@ def score(
         if save_path is not None:
             scores.save(save_path)
         if html_path is not None:
-            files.write(html_path, markup.page(f"{scores.meta['scope']}: {prompt}", scores._repr_html_()).encode())
+            files.write(html_path, markup.page(f"{scope_text(scores.meta)}: {prompt}", scores._repr_html_()).encode())
         if json_path is not None:
             _write_json(scores, json_path)
         if save_path is html_path is json_path is None:

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lens_scopes.results.flow import Flow
+from lens_scopes.results.provenance import UNITS, scope_text
 from lens_scopes.results.scores import Scores
 from lens_scopes.sites import EMBED
 from lens_scopes.views import markup
@@ -20,12 +21,11 @@ if TYPE_CHECKING:
 _BAR = 24
 _MOST_COLUMNS = 8
 _MOST_TABLES = 8
-_UNITS = {"norm": "norm", "squared": "squared units", "signed": "signed"}
 
 
 def of_scores(scores: Scores) -> Iterable[Any]:
     """The prediction, then each token with its score: with a bar where there is one score per token."""
-    yield f"{scores.meta['scope']} on {scores.meta['model']}, {_UNITS[scores.units]}"
+    yield f"{scope_text(scores.meta)} on {scores.meta['model']}, {UNITS[scores.units]}"
     several = "target_pos" in scores.dims
     wanted = scores.coords["target_pos"] if several else (scores.meta["position"],)
     for n, position in enumerate(wanted[:_MOST_TABLES]):
@@ -74,7 +74,7 @@ def of_case(case: "Case", found: Mapping[str, Scores]) -> Iterable[Any]:
     yield f"\n{case.kind}: {case.prompt}"
     yield _prediction(first, 0)
     yield f"The right answer is {markup.visible(case.answer)}, its competitor {case.versus}."
-    table = _table(*(f"{name} ({_UNITS[s.units]})" for name, s in at_input.items()))
+    table = _table(*(f"{name} ({UNITS[s.units]})" for name, s in at_input.items()))
     table.add_column("known cause")
     for i, token in enumerate(case.tokens):
         cells = [f"{markup.number(float(s.values[i])):>8} {_bar(s, i, 12).plain:<13}" for s in at_input.values()]
@@ -92,7 +92,7 @@ def of_flow(flow: Flow, top: int, routes: "pd.DataFrame | None") -> Iterable[Any
     """What carries most: heads and MLPs with their shares, how heads got theirs, and routes if there are any."""
     whole = float(flow.total.double().sum())
     whose = "all tokens together" if flow.meta.get("together") else f"{len(flow.sources)} source tokens"
-    yield f"{flow.meta['scope']} on {flow.meta['model']}: {markup.number(whole)} ({_UNITS[flow.units]}), {whose}"
+    yield f"{scope_text(flow.meta)} on {flow.meta['model']}: {markup.number(whole)} ({UNITS[flow.units]}), {whose}"
     yield _prediction(flow, 0)
     frame = flow.top(top)
     split = flow.composition is not None

@@ -18,12 +18,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lens_scopes.calculus.memory import prompts_at_once
 from lens_scopes.evaluate.protocol import Question, embed, run
 
 Replace = Literal["zero", "mean", "delete", "resample"]
-
-# Ablated copies of a prompt that run together, in tokens.
-_TOKENS = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +70,7 @@ class Ablation:
         """
         if self.replace == "delete":
             return torch.cat([self._without(question, row) for row in out])
-        size = max(1, _TOKENS // len(question.tokens))
+        size = prompts_at_once(question.host, len(question.tokens))
         return torch.cat([self._replaced(question, number, rows) for rows in out.split(size)])
 
     def _replaced(self, q: Question, number: int, out: Bool[Tensor, "row pos"]) -> Float[Tensor, "row vocab"]:

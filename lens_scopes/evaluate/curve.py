@@ -1,6 +1,6 @@
 """Ablation curves: how fast the prediction falls when the tokens that a method ranks highest are taken out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +14,8 @@ from lens_scopes.evaluate.ablation import Ablation, Replace
 from lens_scopes.evaluate.intervals import bootstrap_interval
 from lens_scopes.evaluate.protocol import Protocol, Question, ask
 from lens_scopes.host.prompts import Prompt
-from lens_scopes.results import files, labelled, provenance
+from lens_scopes.results import files, labelled
+from lens_scopes.results.provenance import Meta, versions
 from lens_scopes.results.scores import Scores
 from lens_scopes.views import markup
 
@@ -37,7 +38,7 @@ class Curve:
     deltas: Float[Tensor, "prompt fraction"]
     """log p(ablated) − log p(clean), float64; the more negative, the more the prediction hung on what was taken out."""
     fractions: tuple[float, ...]
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    meta: Meta = field(default_factory=Meta)
     """replace, mode, skip, protocol, model, seed, and by prompt the watched token and the number of tokens."""
 
     def __post_init__(self) -> None:
@@ -162,7 +163,7 @@ def ablation_curve(
     for number, (question, ranking) in enumerate(zip(tqdm(questions, desc="ablating"), scores, strict=True)):
         masks = out_masks(per_token(ranking, question), question, fractions, mode, skip, protocol)
         deltas.append(change(ablation, question, number, masks))
-    meta = {
+    meta: Meta = {
         "replace": replace,
         "mode": mode,
         "skip": list(skip),
@@ -171,7 +172,7 @@ def ablation_curve(
         "model": questions[0].host.name,
         "watched": [q.watched for q in questions],
         "lengths": [len(q.tokens) for q in questions],
-        "versions": provenance.versions(),
+        "versions": versions(),
     }
     return Curve(torch.stack(deltas), tuple(map(float, fractions)), meta)
 

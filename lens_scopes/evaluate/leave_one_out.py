@@ -13,7 +13,7 @@ from lens_scopes.evaluate.curve import Ranking
 from lens_scopes.evaluate.protocol import Protocol, Question, ask
 from lens_scopes.host import token_texts
 from lens_scopes.host.prompts import Prompt
-from lens_scopes.results import provenance
+from lens_scopes.results.provenance import Meta, versions
 from lens_scopes.results.scores import Scores
 
 # What the authors clamp probabilities at, so that their "KL" is not exactly one.
@@ -87,17 +87,17 @@ def rank_of_top(scores: Ranking, effects: Scores) -> tuple[int, float]:
     return rank, 100 * rank / len(values)
 
 
-def _scores(question: Question, values: Tensor, how: dict[str, Any]) -> Scores:
+def _scores(question: Question, values: Tensor, how: Meta) -> Scores:
     host = question.host
-    meta = {
+    meta: Meta = {
         "token_ids": question.ids,
-        "scope": "leave one out",
+        "scope": {"kind": "leave one out", "fields": {}, "text": "leave one out"},
         "position": question.position,
         "positions": [question.position],
         "units": "squared",
         "model": host.name,
         "dtype": str(host.dtype).removeprefix("torch."),
-        "versions": provenance.versions(),
+        "versions": versions(),
         **how,
     }
     values = values.to(torch.float64 if host.dtype == torch.float64 else torch.float32)

@@ -21,31 +21,30 @@ probability).
 import hashlib
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_scopes.calculus.memory import prompts_at_once
 from lens_scopes.evaluate.protocol import Question, embed, put
 from lens_scopes.host import run_to_last_residual
+from lens_scopes.host.model import in_place
 from lens_scopes.host.readout import final_norm, raw_logits, read_out
-from lens_scopes.scopes import Metric, Semantic, Temperature
-from lens_scopes.scopes.fisher import Fisher
-from lens_scopes.scopes.state import Scope
+from lens_scopes.scopes import Fisher, Metric, Semantic, Temperature
+from lens_scopes.scopes.protocol import Scope, writable
 from lens_scopes.score import score
 
 Values = Float[Tensor, " pos"]
 Method = Callable[[Question], Values]
 
-# Points of a path that run together, in tokens.
-_TOKENS = 4096
-
 
 def attribute(question: Question, method: "str | Scope | Method") -> Values:
     """One number per token, by a named method, a scope, or a function of the question.
 
-    ``Semantic()`` without a target aims at the question's target. A function is taken for a method if its parameter is
+    A scope whose ``target`` is open aims at the question's target. A function is taken for a method if its parameter is
     called ``question``, else for a scope.
 
     Raises:
@@ -61,9 +60,12 @@ def attribute(question: Question, method: "str | Scope | Method") -> Values:
     if _takes_question(method):
         return torch.as_tensor(cast(Method, method)(question)).detach().double().cpu()
     scope = cast(Scope, method)
-    if isinstance(scope, Semantic) and scope.target is None:
-        scope = Semantic(question.target, scope.versus)
-    return _scores(question, scope)
+    return _scores(question, _aimed(scope, question))
+
+
+def _aimed(scope: Scope, question: Question) -> Scope:
+    open_target = getattr(scope, "target", 0) is None
+    return replace(scope, target=question.target) if open_target else scope  # type: ignore[type-var]
 
 
 def _takes_question(method: Callable) -> bool:
@@ -75,9 +77,12 @@ def _named(name: str) -> Method:
     low_rank = re.fullmatch(r"fisher_low_rank_(\d+)", name)
     if low_rank:
         return lambda question: _scores(question, Fisher(rank=int(low_rank.group(1))))
+    if name not in METHODS and name in writable():
+        return lambda question: _scores(question, _aimed(writable()[name](), question))
     if name not in METHODS:
         msg = (
-            f"there is no method {name!r}; there are {', '.join(METHODS)}, fisher_low_rank_<k>, and your own functions"
+            f"there is no method {name!r}; there are {', '.join({**METHODS, **writable()})}, fisher_low_rank_<k>, and "
+            "your own functions"
         )
         raise ValueError(msg)
     return METHODS[name]
@@ -182,23 +187,15 @@ METHODS: Mapping[str, Method] = {
 
 def _gradients(question: Question, embeddings: Float[Tensor, "point pos d"], of: str) -> Float[Tensor, "point pos d"]:
     """∂(log p or z of the target)/∂ embedding, at each of the given embeddings of the prompt."""
-    host, size = question.host, max(1, _TOKENS // len(question.tokens))
+    host, size = question.host, prompts_at_once(question.host, len(question.tokens))
     readout = read_out(host, question.tokens[None])
     found = []
     for points in embeddings.split(size):
         tokens = question.tokens.expand(len(points), -1)
-        captured = run_to_last_residual(host, tokens, ["hook_embed"], hooks=[("hook_embed", _hook(put(points)))])
+        captured = run_to_last_residual(host, tokens, ["hook_embed"], hooks=[("hook_embed", in_place(put(points)))])
         with torch.inference_mode(mode=False), torch.enable_grad(), host.frozen():
             z = readout.transform(raw_logits(host, final_norm(host, captured.last[:, question.position])))
             value = z if of == "z" else z.double().log_softmax(-1)
             (gradient,) = torch.autograd.grad(value[:, question.target].sum(), captured.sites["hook_embed"])
         found.append(gradient)
     return torch.cat(found)
-
-
-def _hook(edit: Callable[[Tensor], None]) -> Callable[..., Tensor]:
-    def apply(activation: Tensor, hook: object) -> Tensor:  # noqa: ARG001 - TransformerLens's signature
-        edit(activation)
-        return activation
-
-    return apply

@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lens_scopes.calculus.describe import scope_text
 from lens_scopes.evaluate.ablation import Ablation, Replace
 from lens_scopes.evaluate.curve import FRACTIONS, Curve, Mode, change, out_masks, per_token
 from lens_scopes.evaluate.intervals import bootstrap_interval, holm, sign_flip_p
@@ -20,8 +19,9 @@ from lens_scopes.evaluate.leave_one_out import divergence
 from lens_scopes.evaluate.methods import Method, attribute
 from lens_scopes.evaluate.protocol import Protocol, Question, ask
 from lens_scopes.host.prompts import Prompt
-from lens_scopes.results import files, labelled, provenance
-from lens_scopes.scopes.state import Scope
+from lens_scopes.results import files, labelled
+from lens_scopes.results.provenance import Meta, versions
+from lens_scopes.scopes.protocol import Scope, text_of
 from lens_scopes.views import markup
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Table:
     measures: tuple[str, ...]
     baseline: str
     seed: int = 0
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    meta: Meta = field(default_factory=Meta)
 
     def __post_init__(self) -> None:
         """Check labels against the shape, and that the baseline is one of the methods."""
@@ -220,7 +220,7 @@ def compare_methods(
     by_name.setdefault(baseline, baseline)
     questions = ask(model, prompts, protocol, seed)
     measures = (*(f"{f:g}" for f in fractions), "aopc", *((RANK,) if leave_one_out else ()))
-    how = {
+    how: Meta = {
         "replace": replace,
         "mode": mode,
         "skip": list(skip),
@@ -229,7 +229,7 @@ def compare_methods(
         "lengths": [len(q.tokens) for q in questions],
     }
     asked = {"methods": {name: _text(method) for name, method in by_name.items()}, "measures": measures, "seed": seed}
-    rows = Journal.open(resume, how | asked | {"prompts": [q.ids for q in questions], "corpus": corpus})
+    rows = Journal.open(resume, {**how, **asked, "prompts": [q.ids for q in questions], "corpus": corpus})
     ablation = Ablation.of(questions, replace, corpus, seed)
     for number, question in enumerate(tqdm(questions, desc="comparing methods")):
         if number in rows:
@@ -241,12 +241,11 @@ def compare_methods(
         if leave_one_out:
             columns.append(_ranks(ablation, question, number, values, skip, protocol))
         rows.add(number, torch.stack(columns, 1))
-    meta = how | {"versions": provenance.versions()}
-    return Table(rows.stack(), tuple(by_name), measures, baseline, seed, meta)
+    return Table(rows.stack(), tuple(by_name), measures, baseline, seed, how | {"versions": versions()})
 
 
 def _text(method: AnyMethod) -> str:
-    return method if isinstance(method, str) else scope_text(method)  # type: ignore[arg-type] - a function has a name
+    return method if isinstance(method, str) else text_of(method)  # type: ignore[arg-type] - a function has a name
 
 
 def _ranks(

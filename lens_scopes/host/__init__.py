@@ -4,7 +4,7 @@ Works by hook names, ``model.hooks``, ``model.ln_final`` and ``model.unembed`` a
 and TransformerBridge (3.x, 4.x) share; nothing here imports, subclasses or asks for either class.
 """
 
-from lens_scopes.host.capture import run_to_last_residual
+from lens_scopes.host.capture import run_to_last_residual, watching
 from lens_scopes.host.loading import load
 from lens_scopes.host.model import Host
 from lens_scopes.host.prompts import encode, special_ids, token_id, token_texts
@@ -20,4 +20,5 @@ __all__ = [
     "special_ids",
     "token_id",
     "token_texts",
+    "watching",
 ]

@@ -1,14 +1,15 @@
 """One forward pass whose sites stay open for differentiation, stopped before the final norm."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_scopes.host.model import Hook, Host
+from lens_scopes.host.model import Hook, Host, in_place
+from lens_scopes.sites import FINAL
 
 
 class _ReachedTheEnd(Exception):  # noqa: N818 - it is a signal, not an error
@@ -67,7 +68,7 @@ def run_to_last_residual(
     recorder = _Recorder()
     opened = {name: None for site in sites for name in _opened_for(host, site)}
     all_hooks = [*hooks, *((name, recorder.hook(name)) for name in opened)]
-    all_hooks += [(name, _in_place(edit)) for name, edit in (edits or {}).items()]
+    all_hooks += [(name, in_place(edit)) for name, edit in (edits or {}).items()]
     final = until or host.last_residual
     end: list[Tensor] = []
 
@@ -104,9 +105,22 @@ def _opened_for(host: Host, site: str) -> tuple[str, ...]:
     return (site,)
 
 
-def _in_place(edit: Callable[[Tensor], None]) -> Callable[..., Tensor]:
-    def apply(activation: Tensor, hook: object) -> Tensor:  # noqa: ARG001
-        edit(activation)
-        return activation
+@contextmanager
+def watching(host: Host, site: str) -> Iterator[list[Tensor]]:
+    """The latest activation at a site (or the input of the unembedding, for "final"), in a list that runs refill."""
+    seen: list[Tensor] = []
 
-    return apply
+    def keep(activation: Tensor, hook: object) -> None:  # noqa: ARG001 - TransformerLens's signature
+        seen[:] = [activation]
+
+    # No hook of that name exists on every host.
+    handle = None
+    if site == FINAL:
+        handle = host.model.unembed.register_forward_pre_hook(lambda _, args: keep(args[0], None))
+    try:
+        with host.hooks([] if site == FINAL else [(site, keep)]):
+            yield seen
+    finally:
+        if handle is not None:
+            handle.remove()
+        seen.clear()

@@ -14,6 +14,8 @@ from lens_scopes import sites as names
 
 #: A hook name and what is called there: (activation, hook=...) -> activation, or None to leave it.
 Hook = tuple[str, Callable[..., torch.Tensor | None]]
+#: Changes an activation [batch, pos, ...] in place.
+Edit = Callable[[torch.Tensor], None]
 
 # TransformerLens tells hooks of nested contexts apart by their level, and counts its own from 0 up.
 _levels = count(1)
@@ -72,23 +74,24 @@ class Host:
         return names.STREAM["resid_post"].format(self.n_layers - 1)
 
     @cached_property
-    def _embedding(self) -> torch.Tensor:
+    def embedding(self) -> torch.Tensor:
+        """W_E [vocab, d_model]. A Bridge makes it anew each time it is asked."""
         return self.model.W_E
 
     @property
     def vocab(self) -> int:
         """How many token ids the embedding knows."""
-        return int(self._embedding.shape[0])
+        return int(self.embedding.shape[0])
 
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
-        return self._embedding.device
+        return self.embedding.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights."""
-        return self._embedding.dtype
+        return self.embedding.dtype
 
     @property
     def tokenizer(self) -> Any:
@@ -164,6 +167,16 @@ class Host:
         finally:
             for parameter in trainable:
                 parameter.requires_grad_(True)
+
+
+def in_place(edit: Edit) -> Callable[..., torch.Tensor]:
+    """An edit as a hook."""
+
+    def apply(activation: torch.Tensor, hook: object) -> torch.Tensor:  # noqa: ARG001 - TransformerLens's signature
+        edit(activation)
+        return activation
+
+    return apply
 
 
 def _has(model: Any, name: str) -> bool:

@@ -6,11 +6,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_scopes.host.model import Host
+from lens_scopes.host.model import Edit, Host, in_place
 from lens_scopes.sites import HEADS, STREAM, layer_of
-
-#: Changes an activation [batch, pos, ...] in place.
-Edit = Callable[[Tensor], None]
 
 
 def patching_name(site: str) -> str | None:
@@ -44,7 +41,7 @@ def run_patched(
     kind = patching_name(jobs[0][0])
     if kind is None:
         for job, (site, edit) in enumerate(tqdm(jobs, desc=jobs[0][0])):
-            read(job, host.model.run_with_hooks(tokens, fwd_hooks=[(site, _hook(edit))]))
+            read(job, host.model.run_with_hooks(tokens, fwd_hooks=[(site, in_place(edit))]))
         return
     order = iter(range(len(jobs)))
 
@@ -59,11 +56,3 @@ def run_patched(
     nothing: Mapping[str, Tensor] = {site: torch.empty(0) for site, _ in jobs}  # the edits bring what they put there
     index = pd.DataFrame({"layer": [layer_of(site) for site, _ in jobs], "job": range(len(jobs))})
     generic_activation_patch(host.model, tokens, nothing, metric, setter, activation_name=kind, index_df=index)  # type: ignore[arg-type]
-
-
-def _hook(edit: Edit) -> Callable[..., Tensor]:
-    def apply(activation: Tensor, hook: object) -> Tensor:  # noqa: ARG001 - TransformerLens's signature
-        edit(activation)
-        return activation
-
-    return apply

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_scopes.results import files, labelled
+from lens_scopes.results.provenance import scope_text, tokens_of
 from lens_scopes.results.scores import Scores
 from lens_scopes.views import markup
 from lens_scopes.views.scores import label_text
@@ -209,9 +210,9 @@ class Comparison:
     @property
     def _title(self) -> str:
         """The scope, with its targets as they read."""
-        scope, targets = self.measured.meta.get("scope", "scope"), self.measured.meta.get("targets") or ()
-        named = [markup.visible(one["text"].strip()) for one in dict(targets[0] if targets else {}).values()]
-        return f"{scope.split('(')[0]}({' against '.join(named)})" if named else scope
+        meta = self.measured.meta
+        named = [markup.visible(one["text"].strip()) for one in tokens_of((meta.get("targets") or [None])[0])]
+        return f"{meta['scope']['kind']}({' against '.join(named)})" if named else scope_text(meta, "scope")
 
     @cached_property
     def _places(self) -> list[tuple[str, str]]:

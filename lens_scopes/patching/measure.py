@@ -8,19 +8,19 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from lens_scopes.calculus.describe import describe
+from lens_scopes.calculus.memory import prompts_at_once
 from lens_scopes.host import Host, token_texts
 from lens_scopes.host.patching import patching_name, run_patched
 from lens_scopes.host.prompts import Prompt
 from lens_scopes.patching.metric import ScopeMetric, metric
-from lens_scopes.patching.pair import Pair, changed, resolve
+from lens_scopes.patching.pair import Pair, changed
 from lens_scopes.patching.predict import axes
 from lens_scopes.results.scores import Scores
-from lens_scopes.scopes.fisher import Fisher
-from lens_scopes.scopes.state import Scope, cotangents_of
+from lens_scopes.scopes.protocol import Scope, cotangents_of, resolve
 from lens_scopes.sites import EMBED, STREAM
 
-# Places patched in one forward: at most so many tokens, and so many logits.
-_TOKENS, _LOGITS = 4096, 2**26
+# Places patched in one forward: as many as run together, and at most so many logits.
+_LOGITS = 2**26
 
 #: A place: (site, pos) or (site, pos, head), as indices.
 Place = tuple[int, ...]
@@ -66,13 +66,14 @@ def measure(
     hooks = {name: STREAM["resid_pre"].format(0) if name == EMBED else name for name in wanted.names}
     opened = tuple(dict.fromkeys([*wanted.names, *hooks.values()]))
     clean_run = pair.trace(pair.clean, opened, scope)
-    scope = resolve(scope, clean_run)
+    scope = resolve(scope, clean_run.state(0, 0))
     cache = {name: clean_run.sites[name].detach() for name in opened}
     run = pair.trace(pair.corrupted, opened, scope)
     differs = torch.stack([changed(cache[name][0], run.sites[name][0].detach()) for name in wanted.names]).cpu()
     differs[:, pair.position + 1 :] = False
     asked = _asked(where, differs)
-    meta = describe(run, 0, [cotangents_of(scope, run.state(0, 0))], scope, ())
+    made = cotangents_of(scope, run.state(0, 0))
+    meta = describe(run, 0, [made], scope, ())
     del run, clean_run
     effects = torch.zeros(differs.shape, dtype=torch.float64)
     with torch.no_grad(), metric(model, pair.corrupted, scope, position=pair.position) as value:
@@ -84,7 +85,7 @@ def measure(
                 effects[place] = patched - before
     effects = effects.to(torch.float64 if host.dtype == torch.float64 else torch.float32)
     meta |= {
-        "units": "squared" if isinstance(scope, Fisher) else "signed",
+        "units": "squared" if made.squared else "signed",
         "along": "tensor",
         "patching": "measured",
         "clean_token_ids": pair.clean.tolist(),
@@ -140,4 +141,4 @@ def _patched(
 
 
 def _rows(host: Host, length: int) -> int:
-    return max(1, min(_TOKENS // length, _LOGITS // (length * host.vocab)))
+    return max(1, min(prompts_at_once(host, length), _LOGITS // (length * host.vocab)))

@@ -4,33 +4,30 @@
 |---|---|
 | Semantic(target[, versus]) | the logit (difference) |
 | Temperature | ‖y‖ |
+| Entropy | the entropy, in nats |
 | Metric(fn) | fn(logits) |
 | Direction(vector, site) | ⟨vector, activation at the site⟩ |
 | Fisher | KL(p ‖ p_patched), p the distribution after the prompt that the metric was made for |
 | a function with one cotangent v | ⟨v, y⟩, v taken at the prompt that the metric was made for |
+
+See ``scopes.protocol.quantity``, which asks the scope.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.calculus.describe import scope_text
 from lens_scopes.calculus.trace import trace
-from lens_scopes.host import Host, encode
+from lens_scopes.host import Host, encode, watching
 from lens_scopes.host.prompts import Prompt
 from lens_scopes.patching.pair import one_position
-from lens_scopes.scopes import Direction, Metric, Semantic, Temperature
-from lens_scopes.scopes.fisher import Fisher
-from lens_scopes.scopes.state import FinalState, Scope, cotangents_of
+from lens_scopes.scopes.protocol import Quantity, Scope, quantity, site_of, text_of
+from lens_scopes.scopes.state import FinalState
 from lens_scopes.sites import FINAL
-
-#: (activation at the scope's site, logits) of a batch -> one number each.
-Value = Callable[[Float[Tensor, "batch d_model"], Float[Tensor, "batch vocab"]], Float[Tensor, " batch"]]
 
 
 @dataclass(eq=False)
@@ -43,8 +40,11 @@ class ScopeMetric:
     """
 
     name: str
+    site: str
     position: int
-    value: Value
+    value: Quantity
+    reference: FinalState = field(repr=False)
+    """The end of the prompt that the metric was made for."""
     seen: list[Tensor] = field(default_factory=list, repr=False)
     """The latest activation at the scope's site, [batch, pos, d_model]."""
 
@@ -69,7 +69,9 @@ class ScopeMetric:
                 "and call the metric inside 'with lens_scopes.patching.metric(...) as metric:'"
             )
             raise RuntimeError(msg)
-        return self.value(self.seen[0][:, self.position], logits[:, self.position])
+        read = self.seen[0][:, self.position]
+        state = replace(self.reference, y=read, logits=logits[:, self.position], stream={self.site: read})
+        return self.value(state)
 
 
 @contextmanager
@@ -93,63 +95,9 @@ def metric(model: Any, prompt: Prompt, scope: Scope, *, position: int = -1) -> I
     host = Host(model)
     tokens = encode(host, prompt)
     at = one_position(position, len(tokens))
-    inner = getattr(scope, "site", FINAL)
-    sites = [] if inner == FINAL else list(host.sites([inner]).names)
-    state = trace(host, tokens[None], sites, [at]).state(0, 0)
-    found = ScopeMetric(scope_text(scope), at, quantity(scope, state))
-
-    def read(activation: Tensor) -> None:
-        found.seen[:] = [activation]
-
-    def read_hook(activation: Tensor, hook: object) -> None:  # noqa: ARG001 - TransformerLens's signature
-        read(activation)
-
-    handle = None
-    if not sites:  # y is the input of the unembedding; no hook of that name exists on every host
-        handle = host.model.unembed.register_forward_pre_hook(lambda _, args: read(args[0]))
-    try:
-        with host.hooks([(site, read_hook) for site in sites]):
-            yield found
-    finally:
-        if handle is not None:
-            handle.remove()
-        found.seen.clear()
-
-
-def quantity(scope: Scope, state: FinalState) -> Value:
-    """The function of (activation, logits) whose gradient the scope's cotangent is, resolved at a state."""
-    made = cotangents_of(scope, state)  # resolves tokens and refuses what the scope refuses
-    if isinstance(scope, Semantic):
-        target, versus = made.notes["target"], made.notes.get("versus")
-        return lambda _, z: z[:, target] - (0.0 if versus is None else z[:, versus])
-    if isinstance(scope, Metric):
-        return lambda _, z: torch.stack([scope.fn(row[None, None]).reshape(()) for row in z])
-    if isinstance(scope, Fisher):
-        p = state.probs
-        return lambda _, z: (p * (p.log() - z.double().log_softmax(-1))).nan_to_num().sum(-1)
-    if isinstance(scope, Temperature):
-        return lambda y, _: _rescaled(scope, y).norm(dim=-1)
-    if made.squared or len(made.vectors) != 1:
-        msg = (
-            f"{scope_text(scope)} returns {len(made.vectors)} cotangents in {'squared' if made.squared else 'norm'} "
-            "units: there is no one number that they are the gradient of; write ls.Metric(fn) or ls.Fisher()"
-        )
-        raise ValueError(msg)
-    vector = made.vectors[0]
-    name = Direction.__name__ if isinstance(scope, Direction) else scope_text(scope)
-    return lambda a, _: _inner_product(a, vector, name)
-
-
-def _rescaled(scope: Temperature, y: Float[Tensor, "batch d_model"]) -> Float[Tensor, "batch d_model"]:
-    """y as it was before the final norm's weight was folded away."""
-    if scope.norm_weight is None:
-        return y
-    raw = y * scope.norm_weight.to(y)
-    return raw if scope.norm_bias is None else raw + scope.norm_bias.to(y)
-
-
-def _inner_product(a: Float[Tensor, "batch d_model"], vector: Float[Tensor, " d_model"], name: str) -> Tensor:
-    if a.shape[-1] != len(vector):
-        msg = f"{name} has length {len(vector)}, the activation that it reads {a.shape[-1]}"
-        raise ValueError(msg)
-    return a @ vector.to(a)
+    site = site_of(scope)
+    opened = () if site == FINAL else host.sites([site]).names
+    reference = trace(host, tokens[None], opened, [at]).state(0, 0)
+    found = ScopeMetric(text_of(scope), site, at, quantity(scope, reference), reference)
+    with watching(host, site) as found.seen:
+        yield found

@@ -1,6 +1,6 @@
 """A clean and a corrupted prompt of one length, and the scope that is asked about them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,8 +10,7 @@ from torch import Tensor
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host, encode
 from lens_scopes.host.prompts import Prompt, positions_of
-from lens_scopes.scopes import Semantic
-from lens_scopes.scopes.state import Scope, cotangents_of
+from lens_scopes.scopes.protocol import Scope, site_of
 from lens_scopes.sites import FINAL
 
 
@@ -45,17 +44,9 @@ class Pair:
 
     def trace(self, tokens: Int[Tensor, " pos"], names: tuple[str, ...], scope: Scope) -> Trace:
         """One of the prompts with the sites open, and the site that the scope reads."""
-        inner = getattr(scope, "site", FINAL)
+        inner = site_of(scope)
         extra = [] if inner == FINAL or inner in names else list(self.host.sites([inner]).names)
         return trace(self.host, tokens[None], [*names, *extra], [self.position])
-
-
-def resolve(scope: Scope, run: Trace) -> Scope:
-    """The same scope with the tokens that it means on this run: those of the clean prompt, also on the corrupted."""
-    if not isinstance(scope, Semantic):
-        return scope
-    notes = cotangents_of(scope, run.state(0, 0)).notes
-    return replace(scope, target=notes["target"], versus=notes.get("versus"))
 
 
 def one_position(position: int, length: int) -> int:

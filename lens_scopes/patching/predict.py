@@ -8,18 +8,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lens_scopes.calculus.describe import describe
+from lens_scopes.calculus.memory import prompts_at_once
 from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import token_texts
 from lens_scopes.host.prompts import Prompt
-from lens_scopes.patching.metric import quantity
-from lens_scopes.patching.pair import Pair, resolve
+from lens_scopes.patching.pair import Pair
 from lens_scopes.results.scores import Scores
-from lens_scopes.scopes.state import Cotangents, Scope, cotangents_of
+from lens_scopes.scopes.protocol import Scope, cotangents_of, quantity, resolve, site_of
+from lens_scopes.scopes.state import Cotangents
 from lens_scopes.sites import EMBED, FINAL, Sites, depth
-
-# Points of the integration path that run together, in tokens.
-_BATCH_TOKENS = 4096
 
 
 def predict(
@@ -69,7 +67,7 @@ def predict(
     # The ends of the path of integration.
     opened = wanted.names if steps == 1 or EMBED in wanted.names else (*wanted.names, EMBED)
     clean_run = pair.trace(pair.clean, opened, scope)
-    scope = resolve(scope, clean_run)
+    scope = resolve(scope, clean_run.state(0, 0))
     run = pair.trace(pair.corrupted, opened, scope)
     state = run.state(0, 0)
     made = cotangents_of(scope, state)
@@ -81,6 +79,7 @@ def predict(
         raise ValueError(msg)
     _refuse_later(pair, wanted, made)
     delta = {name: _wide(clean_run.sites[name][0].detach()) - _wide(run.sites[name][0].detach()) for name in opened}
+    ends = {} if made.squared else _metric(scope, run, clean_run)
     meta = describe(run, 0, [made], scope, ())
     meta |= {
         "units": "squared" if made.squared else "signed",
@@ -88,7 +87,7 @@ def predict(
         "patching": "predicted",
         "steps": steps,
         "clean_token_ids": pair.clean.tolist(),
-        "metric": _metric(scope, run, clean_run) if not made.squared else None,
+        "metric": ends or None,
     }
     if steps == 1:
         found = {name: rows[0] for name, rows in _contract(run, [made], delta).items()}
@@ -96,12 +95,12 @@ def predict(
         corrupted_end = run.sites[EMBED].detach()
         del run, clean_run
         found = _integrate(pair, scope, delta, corrupted_end, steps)
-        meta["gap"] = meta["metric"]["clean"] - meta["metric"]["corrupted"] - float(found[EMBED].sum())
+        meta["gap"] = ends["clean"] - ends["corrupted"] - float(found[EMBED].sum())
     rows = torch.stack([found[name] for name in wanted.names], 1)
+    rows = rows * made.root_weights().to(rows).reshape(-1, *[1] * (rows.ndim - 1))
     probes = None
     if made.squared:
-        weights = 1.0 if made.weights is None else made.weights.to(rows).reshape(-1, *[1] * (rows.ndim - 1))
-        rows = rows.square() * weights / 2
+        rows = rows.square() / 2
         probes = rows[-made.probes :] if made.probes else None
     texts = token_texts(pair.host, pair.corrupted.tolist())
     return Scores(rows.sum(0), *axes(wanted, rows.shape[1:]), texts, meta, probes)
@@ -127,8 +126,8 @@ def _integrate(
 ) -> dict[str, Float[Tensor, "row pos ..."]]:
     """The mean over midpoints of the line between the embeddings; each site keeps its own Δa."""
     midpoints = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
-    size = max(1, _BATCH_TOKENS // len(pair.corrupted))
-    inner = getattr(scope, "site", FINAL)
+    size = prompts_at_once(pair.host, len(pair.corrupted))
+    inner = site_of(scope)
     names = [*delta, *([] if inner == FINAL or inner in delta else [inner])]
     total = dict.fromkeys(delta, torch.zeros(()))
     for alphas in tqdm(midpoints.split(size), desc="integrating", leave=False, disable=steps <= size):
@@ -148,12 +147,7 @@ def _integrate(
 def _metric(scope: Scope, corrupted: Trace, clean: Trace) -> dict[str, float]:
     """What the scope measures on both runs."""
     value = quantity(scope, corrupted.state(0, 0))
-    site = getattr(scope, "site", FINAL)
-    both = {"corrupted": corrupted, "clean": clean}
-    return {
-        name: float(value(run.output(site)[0].detach().to(run.state(0, 0).y), run.state(0, 0).logits[None])[0])
-        for name, run in both.items()
-    }
+    return {name: float(value(run.state(0, 0))) for name, run in (("corrupted", corrupted), ("clean", clean))}
 
 
 def _refuse_later(pair: Pair, wanted: Sites, made: Cotangents) -> None:

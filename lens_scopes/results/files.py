@@ -12,7 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-SCHEMA = 1
+from lens_scopes.results.older import from_schema_1
+
+#: 2: ``meta`` has the scope as data, and p and rank of every target.
+SCHEMA = 2
 _KEY = "lens_scopes"
 
 
@@ -77,9 +80,11 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
     except (SafetensorError, json.JSONDecodeError) as failure:
         msg = f"{path} is not a complete lens_scopes result: {failure}"
         raise ValueError(msg) from failure
-    if not isinstance(header, dict) or header.get("schema") != SCHEMA:
-        found = header.get("schema") if isinstance(header, dict) else None
-        msg = f"{path} has schema {found}, this version reads schema {SCHEMA}"
+    schema = header.get("schema") if isinstance(header, dict) else None
+    if schema == 1:
+        header = from_schema_1(header)
+    elif schema != SCHEMA:
+        msg = f"{path} has schema {schema}, this version reads schema {SCHEMA} and the one before it"
         raise ValueError(msg)
     if header.get("kind") != kind:
         msg = f"{path} holds a {header.get('kind')}, not a {kind}; load it with lens_scopes.{header.get('kind')}.load"

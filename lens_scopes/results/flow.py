@@ -1,6 +1,6 @@
 """Flow, the result: every head's, MLP's and position's share of a scope score, adding up exactly."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.results import files, labelled
+from lens_scopes.results.provenance import Meta, Units, scope_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +39,7 @@ class Flow:
     tokens: tuple[str, ...]
     sources: tuple[int, ...]
     """The positions of the rows (all of them where they go together)."""
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    meta: Meta = field(default_factory=Meta)
     probes: Float[Tensor, "probe source"] | None = None
     """What each random probe of an estimate contributed to the totals."""
     replay: Callable[..., "pd.DataFrame"] | None = None
@@ -50,7 +51,12 @@ class Flow:
         return None if self.probes is None else labelled.standard_error(self.probes)
 
     @property
-    def units(self) -> str:
+    def position(self) -> int:
+        """The position explained."""
+        return self.meta["positions"][0] if "positions" in self.meta else len(self.tokens) - 1
+
+    @property
+    def units(self) -> Units:
         """ "norm" or "squared"; "share" after ``share()``."""
         return self.meta.get("units", "norm")
 
@@ -87,7 +93,7 @@ class Flow:
             self,
             **{name: None if part is None else divided(part, self.total) for name, part in rows.items()},
             edges=None if self.edges is None else divided(self.edges[None], self.total.sum()[None])[0],
-            meta={**self.meta, "units": "share"},
+            meta=self.meta | {"units": "share"},
             probes=None,
         )
 
@@ -216,7 +222,7 @@ class Flow:
         """One line."""
         rows = "all sources together" if self.meta.get("together") else f"{len(self.sources)} sources"
         layers, heads = self.heads.shape[1:]
-        scope = self.meta.get("scope", "?")
+        scope = scope_text(self.meta, "?")
         return f"Flow({rows}, {layers} layers x {heads} heads; {scope}, residual {self.residual:.1e})"
 
     def show(self, view: str | None = None, **options: Any) -> "Shown":

@@ -1,6 +1,154 @@
-"""Provenance: how a result was obtained; the facts that travel with it in ``meta``."""
+"""Provenance: how a result was obtained. The one schema of ``meta``, which every result carries."""
 
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal, TypedDict
+
+Units = Literal["norm", "squared", "signed", "share"]
+
+#: What the units are called wherever they are shown.
+UNITS: Mapping[str, str] = {
+    "norm": "norm",
+    "squared": "squared units",
+    "signed": "signed",
+    "share": "share of the total",
+}
+
+
+class _Named(TypedDict):
+    id: int
+    text: str
+    """What it adds to the text there: blanks included."""
+
+
+class Token(_Named, total=False):
+    """A token of the vocabulary, as the model saw it after a position. Files of 0.1.0 have no p and rank."""
+
+    p: float
+    """The model's probability for it."""
+    rank: int
+    """Its place among all tokens by probability: 0 is the model's first choice."""
+
+
+class Target(Token, total=False):
+    """The token that is explained, and the one that it is held against."""
+
+    versus: Token
+
+
+class ScopeData(TypedDict):
+    """A scope, written down."""
+
+    kind: str
+    """The name of its class."""
+    fields: dict[str, Any]
+    """What it was made with, JSON-like; enough to remake it unless it holds a tensor or a function."""
+    text: str
+    """As it is written in code."""
+
+
+class Meta(TypedDict, total=False):
+    """The facts that travel with a result. A key is absent where it has no meaning."""
+
+    # What was asked.
+    token_ids: list[int]
+    """The ids of the prompt, exactly as they ran."""
+    special: list[int]
+    """The positions of special tokens (BOS, a chat template's headers)."""
+    scope: ScopeData
+    """What was explained."""
+    position: int | list[int]
+    """The position explained, or the list that was asked for."""
+    positions: list[int]
+    """The positions explained, always as a list; parallel to targets, predictions and notes."""
+    targets: list[Target | None]
+    """By position, the token explained; None for scopes that are not about a token."""
+    predictions: list[list[Token]]
+    """By position, the model's first choices."""
+    freeze: list[str]
+    """The parts of the model that were held constant."""
+    along: Literal["activation", "tensor"] | None
+    """None for norms; "activation" or "tensor" for products with a direction."""
+    units: Units
+    """What the numbers are: lengths, squared lengths, signed products, or shares of a total."""
+
+    # Of which model.
+    model: str
+    """What the model calls itself."""
+    host: str
+    """Its TransformerLens class."""
+    dtype: str
+    """Of its weights."""
+    folded: bool
+    """Whether the final norm makes the length of y a constant: its weight is folded away, or untrained."""
+    centred: bool
+    """Whether the unembedding, and with it every logit, is centred."""
+    versions: dict[str, str]
+    """Of this package, TransformerLens and torch."""
+
+    # How well it is known.
+    coverage: float | list[float]
+    """The share of the squared form that the cotangents carry exactly; 1 where nothing is left out."""
+    notes: list[dict[str, Any]]
+    """By position, what the scope says about its cotangents."""
+    method: str
+    """Flow: how tangents were pushed forward."""
+    residual_inside_heads: float
+    """Flow: the largest violation of a law inside heads."""
+
+    # What was done to it since.
+    selected: dict[str, Any]
+    """Axes that were dropped by ``sel``, with the label picked."""
+    summed: list[str]
+    """Axes that were summed."""
+    aggregated: str
+    """What positions were joined to."""
+    spans: list[list[int]]
+    """The positions of each joined entry."""
+    together: bool
+    """Flow: whether all sources share one row."""
+
+    # Patching.
+    patching: Literal["predicted", "measured"]
+    """Effects of patches: whether they were predicted or measured."""
+    clean_token_ids: list[int]
+    """The prompt that activations came from; token_ids is the one that they were patched into."""
+    metric: dict[str, float] | None
+    """What the scope measures on the clean and the corrupted prompt; None where it is no number."""
+    steps: int
+    """Points of the path of integration."""
+    gap: float
+    """What those points missed of the metric's difference."""
+    measured: int
+    """How many patches were run."""
+
+    # Evaluation.
+    protocol: str | None
+    """None, or "paper"."""
+    replace: str
+    """How tokens were taken out."""
+    mode: str
+    """Whether the top tokens were taken out, or all others."""
+    skip: list[int]
+    """Positions that were never taken out."""
+    seed: int
+    """Of everything that was drawn."""
+    watched: list[int]
+    """By prompt, the token whose probability was followed."""
+    lengths: list[int]
+    """By prompt, the number of tokens."""
+
+
+def tokens_of(target: Target | None) -> list[Token]:
+    """The token explained and the one that it is held against: none, one or two."""
+    if target is None:
+        return []
+    return [target, target["versus"]] if "versus" in target else [target]
+
+
+def scope_text(meta: Mapping[str, Any], unknown: str = "scores") -> str:
+    """The scope of a result in words."""
+    return meta["scope"]["text"] if "scope" in meta else unknown
 
 
 def versions() -> dict[str, str]:

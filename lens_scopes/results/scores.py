@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lens_scopes.results import files, labelled
+from lens_scopes.results.provenance import Meta, Units, scope_text
 from lens_scopes.sites import EMBED
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ class Scores:
     coords: Mapping[str, tuple]
     tokens: tuple[str, ...]
     """The text that each token of the prompt adds."""
-    meta: Mapping[str, Any] = field(default_factory=dict)
-    """token_ids, scope, position, targets, units, model, dtype, folded, centred, coverage, freeze, versions, ..."""
+    meta: Meta = field(default_factory=Meta)
+    """How they were obtained: see ``results.provenance.Meta``."""
     probes: Tensor | None = None
     """[probe, *values.shape]: what each random probe of an estimate contributed to the values."""
 
@@ -48,7 +49,7 @@ class Scores:
             raise ValueError(msg)
 
     @property
-    def units(self) -> str:
+    def units(self) -> Units:
         """ "norm", "squared" or "signed"."""
         return self.meta.get("units", "norm")
 
@@ -92,7 +93,7 @@ class Scores:
         for dim, label in labels.items():
             name = EMBED if dim == "site" and label == "embed" else label
             index = labelled.index_of(picked.coords, dim, name)
-            kept = {"selected": {**picked.meta.get("selected", {}), dim: name}}
+            kept: Meta = {"selected": {**picked.meta.get("selected", {}), dim: name}}
             picked = picked._drop(dim, lambda x, axis, i=index: x.select(axis, i), kept)
         return picked
 
@@ -106,14 +107,14 @@ class Scores:
         labelled.index_of(self.coords, dim, self.coords[dim][0] if self.coords.get(dim) else None)
         return self._drop(dim, lambda x, axis: x.sum(axis), {"summed": [*self.meta.get("summed", ()), dim]})
 
-    def _drop(self, dim: str, reduce: Callable[[Tensor, int], Tensor], meta: Mapping[str, Any]) -> "Scores":
+    def _drop(self, dim: str, reduce: Callable[[Tensor, int], Tensor], meta: Meta) -> "Scores":
         axis = self.dims.index(dim)
         return replace(
             self,
             values=reduce(self.values, axis),
             dims=tuple(d for d in self.dims if d != dim),
             coords={d: c for d, c in self.coords.items() if d != dim},
-            meta={**self.meta, **meta},
+            meta=self.meta | meta,
             probes=None if self.probes is None else reduce(self.probes, axis + 1),
         )
 
@@ -149,7 +150,7 @@ class Scores:
             values=join(self.values, axis),
             coords={**self.coords, "pos": tuple(self.coords["pos"][span[0]] for span in spans)},
             tokens=tuple("".join(self.tokens[i] for i in span) for span in spans),
-            meta={**self.meta, "aggregated": by, "spans": [[self.coords["pos"][i] for i in span] for span in spans]},
+            meta=self.meta | {"aggregated": by, "spans": [[self.coords["pos"][i] for i in span] for span in spans]},
             probes=None if self.probes is None else join(self.probes, axis + 1),
         )
 
@@ -216,7 +217,7 @@ class Scores:
     def __repr__(self) -> str:
         """One line."""
         shape = ", ".join(f"{dim}={size}" for dim, size in zip(self.dims, self.values.shape, strict=True))
-        return f"Scores({shape}; {self.meta.get('scope', '?')}, {self.units}, {self.meta.get('model', '?')})"
+        return f"Scores({shape}; {scope_text(self.meta, '?')}, {self.units}, {self.meta.get('model', '?')})"
 
     def _repr_html_(self) -> str:
         """A token strip or a table of sites by tokens: escaped, inline style, no script; fits untrusted notebooks."""

@@ -33,3 +33,8 @@ class Direction:
     def __call__(self, state: FinalState) -> Cotangents:
         """v = the vector."""
         return Cotangents(self.vector.detach().to(state.y).reshape(1, -1), site=self.site)
+
+    def value(self, state: FinalState) -> Float[Tensor, "*run"]:
+        """⟨vector, activation⟩ at the site."""
+        activation = state.at(self.site)
+        return activation @ self.vector.detach().to(activation)

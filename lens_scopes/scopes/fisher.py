@@ -89,6 +89,11 @@ class Fisher:
         probes.index_add_(0, slots, rows[kept:] * signs.to(rows)[:, None])
         return _cotangents(state, rows[:kept], energy[:kept].sum() / energy.sum(), probes)
 
+    def divergence(self, state: FinalState, reference: FinalState) -> Float[Tensor, "*run"]:
+        """KL(p_reference ‖ p), in nats: the form that F is the second order of."""
+        p = reference.probs
+        return (p * (p.log() - state.logits.double().log_softmax(-1))).nan_to_num().sum(-1)
+
     def _matrix_free(self, state: FinalState, passes: int) -> Cotangents:
         """The same without F: F = BᵀQQᵀB + Bᵀ(1 − QQᵀ)B holds for every orthonormal Q [vocab, k], B = √p ⊙ g.
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.scopes.state import Cotangents, FinalState
@@ -44,3 +45,9 @@ class Metric:
                 raise ValueError(msg)
             (gradient,) = torch.autograd.grad(value.reshape(()), logits)
         return Cotangents(state.pull(gradient)[None], notes={"value": float(value.detach())})
+
+    def value(self, state: FinalState) -> Float[Tensor, "*run"]:
+        """What fn returns, one run at a time."""
+        rows = state.logits.reshape(-1, state.logits.shape[-1])
+        each = torch.stack([self.fn(row[None, None]).reshape(()) for row in rows])
+        return each.reshape(state.logits.shape[:-1])

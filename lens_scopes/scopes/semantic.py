@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.scopes.state import Cotangents, FinalState
@@ -44,21 +45,39 @@ class Semantic:
 
     def __call__(self, state: FinalState) -> Cotangents:
         """v = w̃_target [− w̃_versus], one cotangent."""
-        target = _pick(self.target, state, "target")
-        target = int(state.logits.argmax()) if target is None else state.token_id(target)
-        vector, notes = state.rows(target), {"target": target}
-        versus = _pick(self.versus, state, "versus")
-        if versus is not None:
-            versus = state.token_id(versus)
-            vector, notes = vector - state.rows(versus), {"target": target, "versus": versus}
-        return Cotangents(vector[None], notes=notes)
+        target, versus = self._ids(state)
+        if versus is None:
+            return Cotangents(state.rows(target)[None], notes={"target": target})
+        vector = state.rows(target) - state.rows(versus)
+        return Cotangents(vector[None], notes={"target": target, "versus": versus})
 
+    def value(self, state: FinalState) -> Float[Tensor, "*run"]:
+        """The logit, or the difference of the two."""
+        target, versus = self._ids(state)
+        return state.logits[..., target] - (0.0 if versus is None else state.logits[..., versus])
 
-def _pick(wanted: Any, state: FinalState, name: str) -> Token | None:
-    """The token for this position out of "one for all" or "one per requested position"."""
-    if not isinstance(wanted, tuple):
-        return wanted
-    if len(wanted) != state.count:
-        msg = f"Semantic got {len(wanted)} values of {name} for {state.count} positions; give one, or one per position"
-        raise ValueError(msg)
-    return wanted[state.index]
+    def resolve(self, state: FinalState) -> "Semantic":
+        """With the ids of the tokens that are meant at this state."""
+        return Semantic(*self._ids(state))
+
+    def _ids(self, state: FinalState) -> tuple[int, int | None]:
+        target, versus = (self._pick(name, state) for name in ("target", "versus"))
+        if target is None:
+            if state.logits.ndim > 1:
+                msg = "Semantic() aims at the top-1 of one state, and was asked about many: resolve(state) it first"
+                raise ValueError(msg)
+            target = int(state.logits.argmax())
+        return state.token_id(target), None if versus is None else state.token_id(versus)
+
+    def _pick(self, name: str, state: FinalState) -> Token | None:
+        """The token for this position out of "one for all" or "one per requested position"."""
+        wanted: Any = getattr(self, name)
+        if not isinstance(wanted, tuple):
+            return wanted
+        if len(wanted) != state.count:
+            msg = (
+                f"Semantic got {len(wanted)} values of {name} for {state.count} positions; give one, or one per "
+                "position"
+            )
+            raise ValueError(msg)
+        return wanted[state.index]

@@ -22,10 +22,12 @@ class FinalState:
     y is the input of the unembedding (after the final norm, its weight and bias); z = U(y) are the model's real
     logits, soft-cap and logit scale included. Every scope is written with W̃ = ∂z/∂y [vocab, d_model], which is the
     unembedding matrix where logits are linear in y and diag(slope) times it under a soft-cap.
+
+    y, logits and stream have a leading axis where a scope's ``value`` is asked about many runs at once.
     """
 
-    y: Float[Tensor, " d_model"]
-    logits: Float[Tensor, " vocab"]
+    y: Float[Tensor, "*run d_model"]
+    logits: Float[Tensor, "*run vocab"]
     weight: Float[Tensor, "vocab d_model"]
     """The unembedding matrix W_U, transposed, in the model's dtype."""
     slope: Float[Tensor, " vocab"] | None
@@ -43,11 +45,17 @@ class FinalState:
     token_id: Callable[[str | int], int]
     norm_jacobian: Callable[[], Float[Tensor, "d_model d_model"]]
     """∂y/∂x, x the last residual stream at this position: [d_model of y, d_model of x]."""
+    stream: Mapping[str, Float[Tensor, "*run d_model"]] = field(default_factory=dict)
+    """The residual stream at this position, by hook name, at the sites that are open."""
 
     @cached_property
-    def probs(self) -> Float[Tensor, " vocab"]:
+    def probs(self) -> Float[Tensor, "*run vocab"]:
         """softmax(z), in float64."""
         return torch.softmax(self.logits.double(), dim=-1)
+
+    def at(self, site: str) -> Float[Tensor, "*run d_model"]:
+        """The activation that cotangents at a site are contracted with: y, or the stream at an open site."""
+        return self.y if site == FINAL else self.stream[site]
 
     @property
     def unembed(self) -> Float[Tensor, "vocab d_model"]:
@@ -105,35 +113,10 @@ class Cotangents:
             msg = "random probes estimate a sum of squares: Cotangents(..., probes=m) needs squared=True"
             raise ValueError(msg)
 
-
-#: A scope is a recipe: final state -> cotangents. A plain function or lambda is a legal scope.
-Scope = Callable[[FinalState], "Cotangents | Tensor"]
-
-
-def cotangents_of(scope: Scope, state: FinalState) -> Cotangents:
-    """Call a scope and bring what it returns into one form.
-
-    Raises:
-        TypeError: the scope is not callable, or returns something else than a tensor or Cotangents.
-        ValueError: the vectors do not have shape [d_model] or [k, d_model], or contain NaN or infinity.
-    """
-    if not callable(scope):
-        msg = f"a scope is a function of the final state, got {scope!r}; write e.g. ls.Semantic(), not the string"
-        raise TypeError(msg)
-    made = scope(state)
-    if isinstance(made, Tensor):
-        if made.ndim not in (1, 2):
-            msg = f"{scope!r} returned shape {tuple(made.shape)}; a scope returns [d_model] or [k, d_model]"
-            raise ValueError(msg)
-        made = Cotangents(made.detach().reshape(-1, made.shape[-1]))
-    if not isinstance(made, Cotangents):
-        msg = f"{scope!r} returned {type(made).__name__}; a scope returns a tensor or ls.Cotangents"
-        raise TypeError(msg)
-    if made.vectors.shape[1] != len(state.y):
-        length = made.vectors.shape[1]
-        msg = f"{scope!r} returned vectors of length {length}; the final state has d_model = {len(state.y)}"
-        raise ValueError(msg)
-    if not made.vectors.isfinite().all():
-        msg = f"{scope!r} returned a cotangent with NaN or infinity (final state: {state.y.dtype})"
-        raise ValueError(msg)
-    return made
+    def root_weights(self) -> Float[Tensor, " k"]:
+        """√w_i in float64 on the CPU; 1 where no weights are given."""
+        return (
+            torch.ones(len(self.vectors), dtype=torch.float64)
+            if self.weights is None
+            else self.weights.double().sqrt().cpu()
+        )

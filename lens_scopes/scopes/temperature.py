@@ -43,6 +43,13 @@ class Temperature:
         raw = weight * state.y + bias
         return Cotangents((weight * raw / raw.norm())[None], notes={"norm_weight": "given"})
 
+    def value(self, state: FinalState) -> Float[Tensor, "*run"]:
+        """‖y‖, y as it was before the final norm's weight was folded away where that is given."""
+        if self.norm_weight is None:
+            return state.y.norm(dim=-1)
+        weight, bias = self._given(state)
+        return (weight * state.y + bias).norm(dim=-1)
+
     def _given(self, state: FinalState) -> tuple[Tensor, Tensor]:
         if not state.constant_norm:
             msg = (
@@ -59,8 +66,8 @@ class Temperature:
             raise ValueError(msg)
         bias = torch.zeros_like(self.norm_weight) if self.norm_bias is None else self.norm_bias
         for name, value in (("norm_weight", self.norm_weight), ("norm_bias", bias)):
-            if value.shape != state.y.shape:
-                msg = f"{name} has shape {tuple(value.shape)}, the final state {tuple(state.y.shape)}"
+            if value.shape != state.y.shape[-1:]:
+                msg = f"{name} has shape {tuple(value.shape)}, the final state {tuple(state.y.shape[-1:])}"
                 raise ValueError(msg)
         return self.norm_weight.detach().to(state.y), bias.detach().to(state.y)
 

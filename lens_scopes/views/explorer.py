@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from lens_scopes.results.flow import Flow
+from lens_scopes.results.provenance import UNITS
 from lens_scopes.views import markup
 from lens_scopes.views.circuits import rounded
 
@@ -48,7 +49,7 @@ def explorer_data(flow: Flow, name: str) -> dict[str, Any] | None:
     """What the explorer needs to know, JSON-like; None for a flow whose sources go together."""
     if flow.meta.get("together"):
         return None
-    end = int(flow.meta.get("position", len(flow.tokens) - 1)) + 1
+    end = flow.position + 1
     branches = torch.cat([flow.heads, flow.mlps[..., None]], -1)
     stream = flow.stream[..., :end]
     room = max(1, _MOST_NUMBERS // (branches[0].numel() + stream[0].numel()))
@@ -69,7 +70,7 @@ def explorer_data(flow: Flow, name: str) -> dict[str, Any] | None:
         "branches": [*(f"H{head}" for head in range(flow.heads.shape[2])), "MLP"],
         "layers": [f"layer {layer}" for layer in range(layers)],
         "depths": ["embed", *(f"after {layer}" for layer in range(layers))],
-        "units": {"norm": "norm", "squared": "squared units"}.get(flow.units, flow.units),
+        "units": UNITS[flow.units],
     }
 
 

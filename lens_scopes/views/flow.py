@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_scopes.results.provenance import UNITS, scope_text
 from lens_scopes.views import markup
 from lens_scopes.views.grids import First, Grid, check_first, on_one_scale, percent
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
 _MOST_CELLS = 20_000
 _LISTED = 20
-_UNIT = {"norm": "score (norm)", "squared": "score (squared units)", "share": "share of the source's total"}
 EDGE_KINDS = ("value", "pattern")
 
 
@@ -43,7 +43,7 @@ def flow_grids(flow: "Flow", view: str, first: First = "show") -> list[Grid]:
     check_first(first)
     if view == "tokens":
         positions, columns = flow.sources, tuple(flow.tokens[i] for i in flow.sources)
-        unit = _UNIT[flow.units]
+        unit = "share of the source's total" if flow.units == "share" else f"score ({UNITS[flow.units]})"
         return on_one_scale(
             [Grid([flow.total.tolist()], ("",), columns, unit, title="score of each source", positions=positions)],
             first,
@@ -61,7 +61,7 @@ def flow_grids(flow: "Flow", view: str, first: First = "show") -> list[Grid]:
 
 def flow_title(flow: "Flow") -> str:
     """What was asked of which model."""
-    return f"Flow of {flow.meta.get('scope', 'a scope')} on {flow.meta.get('model', 'a model')}"
+    return f"Flow of {scope_text(flow.meta, 'a scope')} on {flow.meta.get('model', 'a model')}"
 
 
 def flow_html(flow: "Flow", view: str | None = None, first: First = "show") -> str:
@@ -131,7 +131,7 @@ def _heads(flow: "Flow", shares: Float[Tensor, "layer branch"], note: str, first
 
 def _stream(flow: "Flow", shares: Float[Tensor, "depth pos"], note: str) -> Grid:
     # Influence sits at the explained position or before it: what follows is zero and not worth the space.
-    end = int(flow.meta.get("position", len(flow.tokens) - 1)) + 1
+    end = flow.position + 1
     return Grid(
         shares[:, :end].tolist(),
         ("embed", *(f"after {layer}" for layer in range(len(shares) - 1))),

@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lens_scopes.results.provenance import tokens_of
+
 Matrix = Sequence[Sequence[float]]
 
 #: The ends of the scales, red, green and blue: white, blue, orange; and what has no number.
@@ -246,11 +248,9 @@ def predictions(meta: Mapping[str, Any], most: int = 3) -> str:
             f'<span style="{_CELL}">{token(guess["text"])}</span> {guess["p"]:.1%}</span>'
             for guess in top
         )
-        named = {
-            key: token(one["text"].strip(" ") or one["text"])
-            for key, one in dict(meta["targets"][n] if meta.get("targets") else {}).items()
-        }
-        aim = f"explained: {' against '.join(f'“{text}”' for text in named.values())}; " if named else ""
+        about = tokens_of(meta["targets"][n]) if meta.get("targets") else []
+        named = [f"“{token(one['text'].strip(' ') or one['text'])}”" for one in about]
+        aim = f"explained: {' against '.join(named)}; " if named else ""
         lines.append(f'<div style="opacity:.8;font-size:90%">{aim}predicted after position {position}: {guesses}</div>')
     more = f"({len(known) - most} earlier positions are explained too)" if len(known) > most else ""
     return (remark(more) if more else "") + "".join(lines)

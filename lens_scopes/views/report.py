@@ -1,11 +1,12 @@
 """One self-contained page about some results: prompt, prediction, every view, provenance, and an explorer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lens_scopes.results import files
 from lens_scopes.results.flow import Flow
+from lens_scopes.results.provenance import Target, scope_text, tokens_of
 from lens_scopes.views import choosing, circuits, explorer, markup
 from lens_scopes.views.circuits import Figure
 from lens_scopes.views.grids import First, check_first
@@ -96,9 +97,9 @@ class _Page:
         if isinstance(result, Flow):
             parts.append(self._explorer(result, f"{name}-explorer"))
         parts += [self._view(result, view, f"{name}-{view or 'view'}") for view in there or (None,)]
-        facts = provenance(result)
-        if facts:
-            parts.append(f"<details><summary>provenance</summary>{markup.facts(facts)}</details>")
+        known = facts(result)
+        if known:
+            parts.append(f"<details><summary>provenance</summary>{markup.facts(known)}</details>")
         return f"<section>{''.join(parts)}</section>\n"
 
     def _explorer(self, flow: Flow, name: str) -> str:
@@ -122,7 +123,7 @@ class _Page:
         return f'<div class="view">{static}{opened}</div>'
 
 
-def provenance(result: Any) -> list[tuple[str, str]]:
+def facts(result: Any) -> list[tuple[str, str]]:
     """How a result came about, as far as it knows: names and values as text."""
     # A comparison is about what was measured.
     meta = dict(getattr(result, "meta", None) or getattr(getattr(result, "measured", None), "meta", None) or {})
@@ -133,11 +134,11 @@ def provenance(result: Any) -> list[tuple[str, str]]:
         "logits centred" if meta.get("centred") else "logits not centred",
     ]
     versions = ", ".join(f"{name} {number}" for name, number in dict(meta.get("versions", {})).items())
-    facts: list[tuple[str, Any]] = [
+    found: list[tuple[str, Any]] = [
         ("result", repr(result)),
         ("model", f"{meta.get('model')} as {meta.get('host')}, {meta.get('dtype')}"),
         ("weights", ", ".join(processing)),
-        ("scope", meta.get("scope")),
+        ("scope", scope_text(meta, "")),
         ("units", meta.get("units")),
         ("position", meta.get("position")),
         ("targets", _targets(meta.get("targets") or ())),
@@ -152,7 +153,7 @@ def provenance(result: Any) -> list[tuple[str, str]]:
         ("versions", versions),
         ("token ids", " ".join(map(str, meta.get("token_ids", ())))),
     ]
-    return [(name, str(value)) for name, value in facts if value not in (None, "", [], {})]
+    return [(name, str(value)) for name, value in found if value not in (None, "", [], {})]
 
 
 def _once(values: Any) -> Any:
@@ -161,7 +162,7 @@ def _once(values: Any) -> Any:
     return each[0] if each and all(value == each[0] for value in each) else values
 
 
-def _targets(targets: Sequence[Mapping[str, Any]]) -> str:
+def _targets(targets: Sequence[Target | None]) -> str:
     """The explained tokens with their ids, position by position."""
-    each = [" against ".join(f"{one['text']!r} ({one['id']})" for one in named.values()) for named in targets]
+    each = [" against ".join(f"{one['text']!r} ({one['id']})" for one in tokens_of(target)) for target in targets]
     return "; ".join(filter(None, each))

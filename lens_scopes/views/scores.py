@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from lens_scopes.results.provenance import UNITS, scope_text
 from lens_scopes.sites import EMBED, layer_of
 from lens_scopes.views import markup
 from lens_scopes.views.grids import First, Grid, on_one_scale
@@ -17,7 +18,6 @@ _MOST_CELLS = 20_000
 _MOST_TABLES = 12
 _MOST_TOKENS = 5_000
 _LISTED = 20
-_UNIT = {"norm": "score (norm)", "squared": "score (squared units)", "signed": "signed score"}
 _ROWS = {"site": "layers", "head": "heads", "target_pos": "targets"}
 
 
@@ -41,7 +41,7 @@ def scores_grids(scores: "Scores", view: str, first: First = "show") -> list[Gri
             values=values.tolist(),
             rows=rows,
             columns=scores.tokens,
-            unit=_UNIT[scores.units],
+            unit=f"score ({UNITS[scores.units]})",
             signed=scores.units == "signed",
             title=name,
             positions=positions,
@@ -54,7 +54,7 @@ def scores_grids(scores: "Scores", view: str, first: First = "show") -> list[Gri
 
 def scores_title(scores: "Scores") -> str:
     """What was asked of which model; of effects of patches, whether they were predicted or measured."""
-    asked = f"{scores.meta.get('scope', 'scores')} on {scores.meta.get('model', 'a model')}"
+    asked = f"{scope_text(scores.meta)} on {scores.meta.get('model', 'a model')}"
     return f"{scores.meta['patching']} effects of patches: {asked}" if "patching" in scores.meta else asked
 
 

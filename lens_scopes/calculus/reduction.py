@@ -1,0 +1,90 @@
+"""From gradients to scores: each row reduced as soon as it is there, the rows of one cotangent set combined at the end.
+
+With g_i = J_tᵀv_i and weights w_i: √Σ w_i‖g_i‖² (norm), Σ w_i‖g_i‖² (squared), along a direction x √w⟨g, x⟩ (signed) or
+Σ w_i⟨g_i, x⟩² (squared).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_scopes.calculus.pullback import Rows, pull_back
+from lens_scopes.calculus.trace import Trace
+from lens_scopes.results.provenance import Units
+from lens_scopes.scopes.state import Cotangents
+
+
+def units_of(cotangents: Sequence[Sequence[Cotangents]], signed: bool) -> Units:
+    """ "norm", "squared" or "signed", the same for every prompt and position.
+
+    Raises:
+        ValueError: norms and squares in one call, or a sign asked of several cotangents.
+
+    """
+    every = [made for row in cotangents for made in row]
+    squared = {made.squared for made in every}
+    if len(squared) > 1:
+        msg = "scopes in norm and in squared units do not fit one call; score them separately"
+        raise ValueError(msg)
+    if squared == {True}:
+        return "squared"
+    if not signed:
+        return "norm"
+    if any(len(made.vectors) > 1 for made in every):
+        msg = "a signed product needs one cotangent; return ls.Cotangents(vectors, squared=True) for several"
+        raise ValueError(msg)
+    return "signed"
+
+
+def reduced(
+    run: Trace, rows: Rows, site: str, names: Sequence[str], along: Sequence[Tensor] | None
+) -> list[Float[Tensor, "row site pos *head"]]:
+    """By prompt: ‖g‖² of every row at every named site, or ⟨g, x⟩ where directions x are given by site.
+
+    Args:
+        run: the forward pass.
+        rows: the cotangents.
+        site: where they live.
+        names: the sites, in the order of the result's axis.
+        along: by site, [batch, pos(, head), d] or what broadcasts to it.
+
+    """
+    collected: list[list[Tensor]] = [[] for _ in rows.position]
+    for chunk, gradients in pull_back(run, rows, site):
+        directions = [None] * len(names) if along is None else along
+        pairs = zip(names, directions, strict=True)
+        stacked = torch.stack([_reduce(gradients[name], x) for name, x in pairs], 2)
+        for b, position in enumerate(rows.position):
+            collected[b].append(stacked[: max(0, min(chunk.stop, len(position)) - chunk.start), b].cpu())
+    return [torch.cat(parts) for parts in collected]
+
+
+def combined(
+    rows: Float[Tensor, "row site pos *head"], cotangents: Sequence[Cotangents], units: Units, signed: bool
+) -> tuple[Float[Tensor, "target site pos *head"], Float[Tensor, "probe target site pos *head"] | None]:
+    """The scores of one prompt from its reduced rows, position by position; and what each random probe contributed."""
+    quadratic = rows.square() if signed else rows
+    values, probes, start = [], [], 0
+    for made in cotangents:
+        mine = slice(start, start + len(made.vectors))
+        part, start = quadratic[mine], mine.stop
+        if made.weights is not None:
+            part = part * made.weights.cpu().reshape(-1, *[1] * (part.ndim - 1)).to(part.dtype)
+        if made.probes:
+            probes.append(part[-made.probes :])
+        if units == "signed":
+            values.append(rows[mine][0] * made.root_weights()[0].to(rows))
+        else:
+            values.append(part.sum(0) if units == "squared" else part.sum(0).sqrt())
+    every = len(probes) == len(values) and len({len(p) for p in probes}) == 1
+    return torch.stack(values), torch.stack(probes, 1) if every else None
+
+
+def _reduce(gradient: Tensor, along: Tensor | None) -> Tensor:
+    """[row, batch, pos(, head), d] -> [row, batch, pos(, head)]."""
+    work = torch.promote_types(gradient.dtype, torch.float32)
+    if along is None:
+        return torch.linalg.vector_norm(gradient, dim=-1, dtype=work).square()
+    return (gradient.to(work) * along.to(work)).sum(-1)

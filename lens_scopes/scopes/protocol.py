@@ -1,0 +1,179 @@
+"""What a scope is: the one protocol that everything which handles scopes asks.
+
+A scope is any function of the final state that returns cotangents, ``scope(state) -> [d_model] | [k, d_model] |
+Cotangents``. That is enough for ``score``, ``flow`` and ``check``. It may say more about itself; whoever needs that
+asks the functions below, never for its class:
+
+| attribute | what it says | without it |
+|---|---|---|
+| ``site`` | where its cotangents live: "final", or the hook name of a residual-stream site | "final" |
+| ``target`` | the token it is about; None is open, and ``evaluate`` aims it | nothing to aim |
+| ``resolve(state)`` | the same scope with its tokens fixed to what they are at this state | itself |
+| ``value(state)`` | the number whose gradient its cotangent is, or None | ⟨v, y⟩, its one cotangent v held |
+| ``divergence(state, reference)`` | in squared units: what the form is the second order of, at a reference | none |
+| ``fields()`` | what it was made with, for ``meta`` | a dataclass's fields; of a function its name |
+
+``value`` and ``divergence`` are also asked about many runs at once: ``state.y`` and ``state.logits`` then have a
+leading axis, and so has the answer. Formulas that index from the end (``state.logits[..., token]``) just work.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from functools import partial
+from importlib import import_module
+from inspect import Parameter, signature
+from typing import Any
+
+from torch import Tensor
+
+from lens_scopes.results.provenance import ScopeData
+from lens_scopes.scopes.state import Cotangents, FinalState
+from lens_scopes.sites import FINAL
+
+#: A scope is a recipe: final state -> cotangents. A plain function or lambda is a legal scope.
+Scope = Callable[[FinalState], "Cotangents | Tensor"]
+
+#: What a scope measures, as a function of the state.
+Quantity = Callable[[FinalState], Tensor]
+
+
+def cotangents_of(scope: Scope, state: FinalState) -> Cotangents:
+    """Call a scope and bring what it returns into one form.
+
+    Raises:
+        TypeError: the scope is not callable, or returns something else than a tensor or Cotangents.
+        ValueError: the vectors do not have shape [d_model] or [k, d_model], contain NaN or infinity, or live at another
+            site than the scope's attribute ``site`` says.
+
+    """
+    if not callable(scope):
+        msg = f"a scope is a function of the final state, got {scope!r}; write e.g. ls.Semantic(), not the string"
+        raise TypeError(msg)
+    made = scope(state)
+    if isinstance(made, Tensor):
+        if made.ndim not in (1, 2):
+            msg = f"{scope!r} returned shape {tuple(made.shape)}; a scope returns [d_model] or [k, d_model]"
+            raise ValueError(msg)
+        made = Cotangents(made.detach().reshape(-1, made.shape[-1]))
+    if not isinstance(made, Cotangents):
+        msg = f"{scope!r} returned {type(made).__name__}; a scope returns a tensor or ls.Cotangents"
+        raise TypeError(msg)
+    if made.vectors.shape[1] != len(state.y):
+        length = made.vectors.shape[1]
+        msg = f"{scope!r} returned vectors of length {length}; the final state has d_model = {len(state.y)}"
+        raise ValueError(msg)
+    if made.site != site_of(scope):
+        msg = (
+            f"{scope!r} returned cotangents at {made.site}, but says that it reads {site_of(scope)}; give the scope an "
+            f"attribute site = {made.site!r}"
+        )
+        raise ValueError(msg)
+    if not made.vectors.isfinite().all():
+        msg = f"{scope!r} returned a cotangent with NaN or infinity (final state: {state.y.dtype})"
+        raise ValueError(msg)
+    return made
+
+
+def site_of(scope: Scope) -> str:
+    """Where a scope's cotangents live, before it is called."""
+    return getattr(scope, "site", FINAL)
+
+
+def resolve(scope: Scope, state: FinalState) -> Scope:
+    """The same scope with its tokens fixed: what they mean at this state they then mean at any other."""
+    return scope.resolve(state) if hasattr(scope, "resolve") else scope  # type: ignore[attr-defined]
+
+
+def quantity(scope: Scope, reference: FinalState) -> Quantity:
+    """The number whose change a scope predicts, as a function of the state: what patching measures.
+
+    The scope's ``value`` with its tokens resolved at the reference; its ``divergence`` from the reference; or, of any
+    other scope of one cotangent v in norm units, ⟨v, y⟩ with v taken at the reference.
+
+    Raises:
+        ValueError: several cotangents without a number of their own; or what the scope refuses.
+
+    """
+    made = cotangents_of(scope, reference)  # resolves tokens and refuses what the scope refuses
+    scope = resolve(scope, reference)
+    if hasattr(scope, "value") and scope.value(reference) is not None:  # type: ignore[attr-defined]
+        return scope.value  # type: ignore[attr-defined]
+    if hasattr(scope, "divergence"):
+        return partial(scope.divergence, reference=reference)  # type: ignore[attr-defined]
+    if made.squared or len(made.vectors) != 1:
+        msg = (
+            f"{text_of(scope)} returns {len(made.vectors)} cotangents in {'squared' if made.squared else 'norm'} "
+            "units: there is no one number that they are the gradient of; write ls.Metric(fn) or ls.Fisher()"
+        )
+        raise ValueError(msg)
+    weight = 1.0 if made.weights is None else float(made.weights[0]) ** 0.5
+    return lambda state: state.at(made.site) @ (made.vectors[0] * weight).to(state.y)
+
+
+def text_of(scope: Scope) -> str:
+    """A scope in words: as a built-in one is written, a function by its name."""
+    if is_dataclass(scope):
+        return repr(scope)
+    return getattr(scope, "__name__", type(scope).__name__)
+
+
+def data_of(scope: Scope) -> ScopeData:
+    """A scope as data for ``meta``, JSON-like.
+
+    The kind is the bare name of this package's scopes and the full name of anybody else's. Tensors are named by shape
+    and digest, functions by name: results of different probes differ in their provenance, though it cannot remake them.
+    """
+    kind, text = type(scope), text_of(scope)
+    if hasattr(scope, "fields"):
+        given = scope.fields()  # type: ignore[attr-defined]
+    elif is_dataclass(scope):
+        given = {one.name: getattr(scope, one.name) for one in fields(scope)}
+    else:
+        name = getattr(scope, "__qualname__", kind.__qualname__)
+        given = {"name": f"{getattr(scope, '__module__', kind.__module__)}.{name}"}
+        return {"kind": "function", "fields": given, "text": text}
+    name = kind.__name__ if _kinds().get(kind.__name__) is kind else f"{kind.__module__}.{kind.__qualname__}"
+    return {"kind": name, "fields": {key: _plain(value) for key, value in given.items()}, "text": text}
+
+
+def scope_from(data: ScopeData) -> Scope:
+    """The scope that ``data_of`` wrote down.
+
+    Raises:
+        ValueError: a scope that is not this package's own, or one that holds a function or a tensor.
+
+    """
+    kind, given = _kinds().get(data["kind"]), data["fields"]
+    if kind is None or any(isinstance(value, Mapping) for value in given.values()):
+        what = "holds a function or a tensor" if kind is not None else "is not one of this package's"
+        msg = f"the scope {data['kind']!r} {what} and cannot be remade from its provenance; pass it: scope=..."
+        raise ValueError(msg)
+    return kind(**given)
+
+
+def writable() -> dict[str, type]:
+    """The scopes that can be made without an argument, by name in lower case: what a command line can offer."""
+    return {name.lower(): kind for name, kind in _kinds().items() if _needs_nothing(kind)}
+
+
+def _needs_nothing(kind: type) -> bool:
+    return all(one.default is not Parameter.empty for one in signature(kind).parameters.values())
+
+
+def _kinds() -> dict[str, type]:
+    """The package's own scopes by name: what ``lens_scopes.scopes`` lists."""
+    scopes = import_module("lens_scopes.scopes")
+    return {name: getattr(scopes, name) for name in scopes.__all__}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        whole = value.detach().cpu().double().contiguous()
+        return {
+            "tensor": list(value.shape),
+            "digest": hashlib.blake2b(whole.numpy().tobytes(), digest_size=8).hexdigest(),
+        }
+    if callable(value):
+        return {"function": getattr(value, "__qualname__", type(value).__qualname__)}
+    return list(value) if isinstance(value, tuple) else value
