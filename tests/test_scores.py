@@ -2,6 +2,7 @@
 
 import os
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -250,3 +251,38 @@ def test_live_scores_survive_a_file(backend, tmp_path):
         assert len(frame) == scores.values.numel()
         assert not scores.values.requires_grad
         assert scores.values.device.type == "cpu"
+
+
+OLD = Path(__file__).parent / "data" / "0.1.0"
+
+
+def test_files_of_version_0_1_0_still_load():
+    """Written by the release itself: the scope was text then, and targets had no p and rank."""
+    scores = ls.Scores.load(OLD / "scores.safetensors")
+    assert scores.meta["scope"]["kind"] == "Semantic"
+    assert scores.meta["scope"]["fields"] == {"target": "Tom", "versus": "Nina"}
+    assert scores.meta["scope"]["text"] == "Semantic(target='Tom', versus='Nina')"
+    (target,) = scores.meta["targets"]
+    assert (target["text"], target["versus"]["text"]) == (" Tom", " Nina")
+    fisher = ls.Scores.load(OLD / "fisher.safetensors")
+    assert fisher.meta["scope"]["fields"] == {"passes": 4}
+    assert fisher.meta["targets"] == [None, None]
+    assert fisher.probes is not None
+    assert ls.Scores.load(OLD / "metric.safetensors").meta["scope"]["kind"] == "function"
+    flow = ls.Flow.load(OLD / "flow.safetensors")
+    assert flow.position == len(flow.tokens) - 1
+    for found in (scores, fisher, flow, ls.patching.Comparison.load(OLD / "comparison.safetensors")):
+        assert found._repr_html_()
+        assert ls.show(found).static
+    assert ls.evaluate.Table.load(OLD / "table.safetensors").methods[:2] == ("semantic", "own")
+    assert ls.evaluate.Curve.load(OLD / "curve.safetensors").fractions == (0.05, 0.1, 0.2)
+
+
+@pytest.mark.host
+def test_an_old_file_can_still_be_checked():
+    model = ls.demo.load()
+    for name in ("scores", "fisher"):
+        report = ls.Scores.load(OLD / f"{name}.safetensors").check(model)
+        assert report["stored_error"] < 1e-4
+    with pytest.raises(ValueError, match="pass it: scope="):
+        ls.Scores.load(OLD / "metric.safetensors").check(model)

@@ -8,25 +8,19 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
+from inspect import signature
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 import lens_scopes as ls
+from lens_scopes.scopes.protocol import writable
 
 #: What the package raises for a user's mistake, and what reading and writing files raises.
 _ERRORS = (ValueError, TypeError, IndexError, KeyError, RuntimeError, OSError)
-
-
-class ScopeName(str, Enum):
-    """The scopes that can be written on a command line."""
-
-    semantic = "semantic"
-    fisher = "fisher"
-    temperature = "temperature"
 
 
 class Backend(str, Enum):
@@ -46,7 +40,8 @@ WhichBackend = Annotated[
 ]
 
 Prompt = Annotated[str, typer.Argument(help="The text whose next token is explained.")]
-Scope = Annotated[ScopeName, typer.Option(help="What is explained.")]
+#: The scopes that need no argument can be written on a command line.
+Scope = Annotated[str, typer.Option(metavar=f"[{'|'.join(writable())}]", help="What is explained.")]
 Target = Annotated[str | None, typer.Option(help="semantic: a token, or #id. (default: what the model predicts)")]
 Versus = Annotated[str | None, typer.Option(help="semantic: the token whose logit is subtracted, or #id.")]
 Passes = Annotated[
@@ -60,29 +55,28 @@ def model_of(name: str | None, backend: Backend) -> Any:
     return ls.demo.load(backend.value) if name is None else ls.load(name, backend=backend.value)
 
 
-def scope_of(name: ScopeName, target: str | None, versus: str | None, passes: str | None, rank: int | None) -> Any:
+def scope_of(name: str, target: str | None, versus: str | None, passes: str | None, rank: int | None) -> Any:
     """The scope that the options describe."""
-    given = {"--target": target, "--versus": versus, "--passes": passes, "--rank": rank}
-    takes = {ScopeName.semantic: ("--target", "--versus"), ScopeName.fisher: ("--passes", "--rank")}.get(name, ())
-    wrong = [option for option, value in given.items() if value is not None and option not in takes]
-    if wrong:
-        msg = f"--scope {name.value} takes {' and '.join(takes) or 'no further options'}, not {', '.join(wrong)}"
+    options = {"target": target, "versus": versus, "passes": passes, "rank": rank}
+    given = {option: value for option, value in options.items() if value is not None}
+    if name not in writable():
+        msg = f"--scope is one of {', '.join(map(repr, writable()))}, got {name!r}"
         raise ValueError(msg)
-    if name is ScopeName.semantic:
-        return ls.Semantic(token(target), token(versus))
-    if name is ScopeName.temperature:
-        return ls.Temperature()
+    kind = writable()[name]
+    takes = [f"--{option}" for option in signature(kind).parameters if option in options]
+    wrong = [f"--{option}" for option in given if f"--{option}" not in takes]
+    if wrong:
+        msg = f"--scope {name} takes {' and '.join(takes) or 'no further options'}, not {', '.join(wrong)}"
+        raise ValueError(msg)
     if passes is not None and rank is not None:
         msg = "--passes and --rank are two ways to spend a budget: give one of them"
         raise ValueError(msg)
-    if passes == "exact":
-        return ls.Fisher(None)
-    return ls.Fisher(rank=rank) if rank is not None else ls.Fisher(integer(passes or "16", "--passes"))
+    return kind(**{option: _READ.get(option, lambda value: value)(value) for option, value in given.items()})
 
 
-def token(text: str | None) -> str | int | None:
+def token(text: str) -> str | int:
     """#42 is the token with id 42, as tokens are written where there is no tokenizer."""
-    return int(text[1:]) if text is not None and text.startswith("#") and text[1:].isdigit() else text
+    return int(text[1:]) if text.startswith("#") and text[1:].isdigit() else text
 
 
 def integer(text: str, option: str) -> int:
@@ -92,6 +86,14 @@ def integer(text: str, option: str) -> int:
     except ValueError:
         msg = f"{option} got {text!r}, which is not a number; see lens-scopes score --help"
         raise ValueError(msg) from None
+
+
+#: How an option's text becomes a scope's argument.
+_READ: dict[str, Callable[[Any], Any]] = {
+    "target": token,
+    "versus": token,
+    "passes": lambda text: None if text == "exact" else integer(text, "--passes"),
+}
 
 
 def say(*parts: Any) -> None:

@@ -1,16 +1,7 @@
 """A scope as the number that it is the gradient of: a metric for TransformerLens's own patching tools.
 
-| scope | metric |
-|---|---|
-| Semantic(target[, versus]) | the logit (difference) |
-| Temperature | ‖y‖ |
-| Entropy | the entropy, in nats |
-| Metric(fn) | fn(logits) |
-| Direction(vector, site) | ⟨vector, activation at the site⟩ |
-| Fisher | KL(p ‖ p_patched), p the distribution after the prompt that the metric was made for |
-| a function with one cotangent v | ⟨v, y⟩, v taken at the prompt that the metric was made for |
-
-See ``scopes.protocol.quantity``, which asks the scope.
+The scope says which (``scopes.protocol.quantity``): its ``value`` at the state of a run, or in squared units its
+``divergence`` from the prompt that the metric was made for. README's table of scopes lists them.
 """
 
 from collections.abc import Iterator
@@ -82,7 +73,7 @@ def metric(model: Any, prompt: Prompt, scope: Scope, *, position: int = -1) -> I
         model: a HookedTransformer or TransformerBridge; hooks are on it within the block only.
         prompt: what token targets are resolved on (the clean prompt); for Fisher and for a scope that is a function,
             the prompt whose distribution, or cotangent, is the reference (the corrupted one).
-        scope: see the table above.
+        scope: see ``score``.
         position: whose next-token prediction is measured.
 
     Yields:

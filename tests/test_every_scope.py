@@ -1,0 +1,249 @@
+"""Every scope of the package through everything that takes a scope, and every view of every result through every door.
+
+Nothing here knows a scope by name but ``EXAMPLES``: a scope that is public and not in it makes a test fail, and so does
+one that a list elsewhere has left out.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import lens_scopes as ls
+import tiny
+from lens_scopes import scopes
+from lens_scopes.calculus.trace import trace
+from lens_scopes.commands.main import app
+from lens_scopes.host import Host
+from lens_scopes.host.readout import raw_logits
+from lens_scopes.results.provenance import Meta, ScopeData
+from lens_scopes.scopes.protocol import cotangents_of, data_of, quantity, resolve, scope_from, writable
+from lens_scopes.views import choosing
+from report import assert_close
+
+pytestmark = pytest.mark.host
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+CLEAN, CORRUPTED = [7, 9, 11, 13, 8], [7, 9, 12, 13, 8]
+
+
+def margin(logits):
+    return logits[0, -1, 7] - logits[0, -1].logsumexp(-1)
+
+
+EXAMPLES = {
+    "Direction": ls.Direction(torch.linspace(-1, 1, tiny.D_MODEL), name="probe"),
+    "Fisher": ls.Fisher(4),
+    "Metric": ls.Metric(margin),
+    "Semantic": ls.Semantic(7, 9),
+    "Temperature": ls.Temperature(),
+}
+every_scope = pytest.mark.parametrize("name", sorted(scopes.__all__))
+
+
+def model(backend="bridge"):
+    return tiny.host("llama", backend if backend in tiny.BACKENDS else tiny.BACKENDS[0])
+
+
+def test_every_public_scope_has_an_example_here_and_a_line_in_the_readme():
+    public = {
+        name for name in ls.__all__ if isinstance(getattr(ls, name), type) and "__call__" in vars(getattr(ls, name))
+    }
+    assert public == set(scopes.__all__) == set(EXAMPLES)
+    table = re.findall(r"^\| `(\w+)\(", README, re.M)
+    assert set(table) == set(scopes.__all__)
+
+
+@every_scope
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_score_flow_check(name, backend):
+    scope = EXAMPLES[name]
+    scores = ls.score(model(backend), CLEAN, scope)
+    assert (scores.values[:, -1] > 0).all()
+    assert (scores.values[0] > 0).all()
+    assert scores.check(model(backend), scope=scope)["max_error"] < 1e-2
+    along = ls.score(model(backend), CLEAN, scope, along="activation", sites="embed")
+    assert along.units == ("squared" if scores.units == "squared" else "signed")
+    flow = ls.flow(model(backend), CLEAN, scope)
+    assert_close(flow.total.sum(), scores.sel(site="embed").values.sum(), 1e-5, name)
+    assert flow.residual < 1e-5
+    assert flow.check(model(backend), scope=scope)["max_error"] < 1e-2
+    several = ls.score(model(backend), CLEAN, scope, position=[2, -1], sites="embed")
+    assert_close(several.sel(target_pos=4).values, scores.sel(site="embed").values[None], 1e-5, name)
+
+
+@every_scope
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_predict_and_measure(name, backend):
+    scope, sites = EXAMPLES[name], ["blocks.1.hook_resid_post"]
+    predicted = ls.patching.predict(model(backend), CLEAN, CORRUPTED, scope, sites=sites)
+    measured = ls.patching.measure(model(backend), CLEAN, CORRUPTED, scope, sites=sites)
+    assert predicted.units == measured.units
+    # Positions that do not differ, or come too late, have no effect; one that does has both.
+    assert bool((predicted.values[0, :2] == 0).all())
+    assert float(measured.values[0, -1].abs()) > 0
+    assert ls.patching.compare(predicted, measured).summary()["places"] == len(CLEAN)
+
+
+@every_scope
+def test_what_it_measures_is_what_it_is_the_gradient_of(name):
+    """∂value/∂y, by autograd through the model's own readout, against the cotangent; of a divergence ½ its Hessian."""
+    host, scope = Host(model()), EXAMPLES[name]
+    run = trace(host, torch.tensor([CLEAN]), [], [len(CLEAN) - 1])
+    state = run.state(0, 0)
+    made, value = cotangents_of(scope, state), quantity(scope, state)
+
+    def of_y(y):
+        from dataclasses import replace
+
+        return value(replace(state, y=y, logits=run.readout.transform(raw_logits(host, y))))
+
+    y = state.y.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(of_y(y), y)
+    if not made.squared:
+        assert_close(gradient, made.vectors[0], 1e-6, name)
+        return
+    assert float(gradient.abs().max()) < 1e-6
+    hessian = torch.autograd.functional.hessian(of_y, state.y)
+    exact = cotangents_of(ls.Fisher(None), state)
+    assert_close(hessian, exact.vectors.T @ exact.vectors, 1e-6, name)
+
+
+@every_scope
+def test_many_runs_at_once_are_its_runs_one_by_one(name):
+    from dataclasses import replace
+
+    run = trace(Host(model()), torch.tensor([CLEAN, CORRUPTED]), [], [len(CLEAN) - 1])
+    states = [run.state(b, 0) for b in range(2)]
+    value = quantity(EXAMPLES[name], states[0])
+    both = replace(states[0], y=torch.stack([s.y for s in states]), logits=torch.stack([s.logits for s in states]))
+    assert_close(value(both), torch.stack([value(s) for s in states]), 1e-12, name)
+
+
+@every_scope
+def test_tokens_stay_what_they_are(name):
+    run = trace(Host(model()), torch.tensor([CLEAN, CORRUPTED]), [], [len(CLEAN) - 1])
+    scope = EXAMPLES[name] if name not in {n.capitalize() for n in writable()} else getattr(ls, name)()
+    fixed = resolve(scope, run.state(0, 0))
+    assert type(fixed) is type(scope)
+    for b in range(2):
+        notes = cotangents_of(fixed, run.state(b, 0)).notes
+        assert notes.get("target") == cotangents_of(scope, run.state(0, 0)).notes.get("target")
+
+
+@every_scope
+def test_its_provenance_is_data_that_survives_a_file(name, tmp_path):
+    scope = EXAMPLES[name]
+    scores = ls.score(model(), CLEAN, scope, sites="embed")
+    found = ls.Scores.load(scores.save(tmp_path / "scores.safetensors"))
+    data = found.meta["scope"]
+    assert data == scores.meta["scope"] == json.loads(json.dumps(data_of(scope)))
+    assert set(data) == set(ScopeData.__annotations__)
+    assert data["kind"] == name
+    assert data["text"] == repr(scope)
+    if any(isinstance(value, dict) for value in data["fields"].values()):
+        with pytest.raises(ValueError, match=f"{name!r} holds a function or a tensor .* pass it: scope=..."):
+            scope_from(data)
+    else:
+        assert repr(scope_from(data)) == repr(scope)
+        assert found.check(model())["max_error"] < 1e-3
+
+
+@every_scope
+def test_the_command_line(name):
+    runner = CliRunner()
+    arguments = ["The cat sat", "--model", str(tiny.directory("gpt2")), "--scope", name.lower()]
+    for command in (["score"], ["flow"]):
+        done = runner.invoke(app, [*command, *arguments])
+        if name.lower() in writable():
+            assert done.exit_code == 0, done.output
+            assert done.stdout.startswith(name)
+        else:
+            assert done.exit_code == 2
+            assert all(f"'{other}'" in done.output for other in writable())
+
+
+@every_scope
+def test_it_is_a_method_of_attribution(name):
+    from lens_scopes.evaluate import attribute
+    from lens_scopes.evaluate.protocol import ask
+
+    (question,) = ask(model(), [CLEAN], None)
+    values = attribute(question, EXAMPLES[name])
+    assert values.shape == (len(CLEAN),)
+    if name.lower() in writable() and name.lower() not in ls.evaluate.METHODS:
+        assert_close(attribute(question, name.lower()), attribute(question, getattr(ls, name)()), 1e-12, name)
+
+
+def results():
+    scope = ls.Semantic(7, 9)
+    predicted = ls.patching.predict(model(), CLEAN, CORRUPTED, scope, sites="resid_post")
+    measured = ls.patching.measure(model(), CLEAN, CORRUPTED, scope, sites="resid_post")
+    table = ls.evaluate.compare_methods(model(), [CLEAN, CORRUPTED], ["semantic", "random"], baseline="random")
+    return {
+        "sites": ls.score(model(), CLEAN, scope),
+        "one site": ls.score(model(), CLEAN, scope, sites="embed"),
+        "a strip": ls.score(model(), CLEAN, scope, sites="embed").sel(site="embed"),
+        "heads": ls.score(model(), CLEAN, scope, sites="z"),
+        "signed": ls.score(model(), CLEAN, scope, along="activation"),
+        "an estimate": ls.score(model(), CLEAN, ls.Fisher(4)),
+        "positions": ls.score(model(), CLEAN, scope, position="all"),
+        "words": ls.score(model(), CLEAN, scope).aggregate("word"),
+        "no positions": ls.score(model(), CLEAN, scope).sum("pos"),
+        "flow": ls.flow(model(), CLEAN, scope, edges=True),
+        "flow of each": ls.flow(model(), CLEAN, scope, sources="each"),
+        "predicted": predicted,
+        "measured": measured,
+        "comparison": ls.patching.compare(predicted, measured),
+        "table": table,
+        "curve": table.curve("semantic"),
+    }
+
+
+@pytest.mark.parametrize("name", ["sites", "one site", "a strip", "heads", "signed", "an estimate", "positions", "words",
+                                  "no positions", "flow", "flow of each", "predicted", "measured", "comparison", "table",
+                                  "curve"])  # fmt: skip
+def test_every_view_of_every_result(name, tmp_path):
+    made = results()
+    result = made[name]
+    assert ls.show(result)._repr_html_()
+    for view in choosing.views(result):
+        shown = ls.show(result, view)
+        assert shown.view == view
+        assert shown._repr_html_()
+        assert shown.save(tmp_path / f"{view}.html").stat().st_size > 500
+        if view != "edges":
+            from lens_scopes.plot import plot
+
+            plot(result, view).savefig(tmp_path / f"{view}.png")
+    page = ls.report(result, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(
+        f"result-0-{view}" in page or f"{view}, interactive" in page or view == "heads"
+        for view in choosing.views(result)
+    )
+    written = getattr(result, "meta", {})
+    assert set(written) <= set(Meta.__annotations__), set(written) - set(Meta.__annotations__)
+
+
+def test_no_result_is_left_out():
+    """Every public class that can be saved, or that shows itself, is among the results above."""
+    kinds = {type(result) for result in results().values()}
+    public = [getattr(space, name) for space in (ls, ls.patching, ls.evaluate) for name in space.__all__]
+    savable = {kind for kind in public if isinstance(kind, type) and hasattr(kind, "load")}
+    assert savable == kinds
+
+
+def test_keys_of_meta_are_in_the_schema():
+    """What the package reads and writes of ``meta`` by name, it has a sentence for."""
+    package = Path(ls.__file__).parent
+    text = "\n".join(path.read_text(encoding="utf-8") for path in package.rglob("*.py"))
+    used = set(re.findall(r"\bmeta(?:\.get\(|\[)[\"'](\w+)[\"']", text))
+    assert len(used) > 15
+    assert used <= set(Meta.__annotations__)
+    source = (package / "results" / "provenance.py").read_text(encoding="utf-8")
+    body = source[source.index("class Meta") : source.index("def tokens_of")]
+    for key in Meta.__annotations__:
+        assert re.search(rf'^    {key}: .+\n    """.+\."""', body, re.M), f"{key} has no sentence"
