@@ -37,15 +37,16 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
         places: how many places to perturb, the largest first.
 
     Returns:
-        "places": a list of dicts with site, pos, head, direction, predicted, measured, error (relative to the larger);
-        "max_error": the largest of those errors; "stored_error": the largest difference between stored and recomputed
+        "places": a list of dicts with site, pos, head, direction, predicted, measured, error (relative to the score
+        there); "max_error": the largest of those errors, NaN where all scores are 0 and nothing can be compared;
+        "stored_error": the largest difference between stored and recomputed
         scores at the places, relative to the largest score (None where the scores were selected, summed or joined).
 
     """
     host = Host(model)
     scope = scope or scope_from(scores.meta["scope"])
     tokens = torch.tensor(scores.meta["token_ids"], device=host.device)[None]
-    position = scores.meta["positions"][0]
+    position = scores.meta.get("selected", {}).get("target_pos", scores.meta["positions"][0])
     chosen = _largest(scores, places)
     names = tuple(dict.fromkeys(place["site"] for place in chosen))
     inner = site_of(scope)
@@ -73,13 +74,15 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
             change = _change(host, tokens, position, made.site, place["site"], at, u, length)
             predicted = float(_weighted(g, made).matmul(u).norm())
             measured = float(_weighted(change[None] @ made.vectors.double().T, made, columns=True).norm())
-            error = abs(predicted - measured) / max(predicted, measured, 1e-30)
+            # A random direction may hardly be felt: what is wrong there is wrong relative to the score.
+            scale = max(float(_weighted(g, made).norm()), predicted, measured, 1e-30)
+            error = abs(predicted - measured) / scale
             clean = {key: value for key, value in place.items() if key != "stored"}
             report.append({**clean, "direction": kind, "predicted": predicted, "measured": measured, "error": error})
     largest = float(scores.values.abs().max()) or 1.0
     return {
         "places": report,
-        "max_error": max(entry["error"] for entry in report),
+        "max_error": max(entry["error"] for entry in report) if scores.values.any() else float("nan"),
         "stored_error": max(stored) / largest if stored else None,
     }
 

@@ -286,3 +286,22 @@ def test_an_old_file_can_still_be_checked():
         assert report["stored_error"] < 1e-4
     with pytest.raises(ValueError, match="pass it: scope="):
         ls.Scores.load(OLD / "metric.safetensors").check(model)
+
+
+@pytest.mark.host
+def test_a_check_is_of_the_position_that_was_selected():
+    model = tiny.host("llama", tiny.BACKENDS[0])
+    scores = ls.score(model, [7, 9, 11, 13, 8, 12, 9], ls.Semantic(9), position=[2, 6])
+    for position in (2, 6):
+        report = scores.sel(target_pos=position).check(model)
+        assert report["stored_error"] < 1e-6
+        assert report["max_error"] < 1e-3
+        assert max(place["pos"] for place in report["places"]) <= position
+
+
+@pytest.mark.host
+def test_a_check_of_nothing_says_so():
+    model = tiny.host("llama", tiny.BACKENDS[0])
+    scores = ls.score(model, [7, 9, 11, 13], ls.Semantic(9), position=0, sites="blocks.1.hook_resid_post")
+    nothing = ls.Scores(scores.values * 0, scores.dims, scores.coords, scores.tokens, scores.meta)
+    assert nothing.check(model)["max_error"] != nothing.check(model)["max_error"]  # NaN
