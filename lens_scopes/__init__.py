@@ -9,7 +9,7 @@ from lens_scopes.host import load
 from lens_scopes.jacobian import Jacobian, jacobian
 from lens_scopes.results.flow import Flow
 from lens_scopes.results.scores import Scores
-from lens_scopes.scopes import Direction, Fisher, Metric, Semantic, Temperature
+from lens_scopes.scopes import Direction, Entropy, Fisher, Metric, Semantic, Temperature
 from lens_scopes.scopes.state import Cotangents, FinalState
 from lens_scopes.score import score, score_batch
 from lens_scopes.views.report import report
@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Cotangents",
     "Direction",
+    "Entropy",
     "FinalState",
     "Fisher",
     "Flow",

@@ -18,7 +18,7 @@ LEVELS = (
     ("sites", "results/older", "results/labelled", "results/provenance"),
     ("results/files", "scopes/state", "host/model", "views/markup"),
     ("results/scores", "results/flow", "scopes/protocol", "views/grids", "views/circuits"),
-    ("scopes/direction", "scopes/fisher", "scopes/metric", "scopes/semantic", "scopes/temperature"),
+    ("scopes/direction", "scopes/entropy", "scopes/fisher", "scopes/metric", "scopes/semantic", "scopes/temperature"),
     ("scopes", "results", "views", "views/scores", "views/flow"),
     ("views/choosing", "views/explorer"),
     ("views/show", "views/report", "plot/points"),
