@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lens_scopes.calculus.describe import describe
 from lens_scopes.calculus.directions import directions, lengths
+from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.ledger import Books, Ledger, block_sites
 from lens_scopes.calculus.memory import portions
 from lens_scopes.calculus.paths import path_sites, search
@@ -32,6 +33,8 @@ Sources = Literal["each"] | Sequence[int] | None
 
 # A violation of the laws inside heads above this share of the total means that the block's form has no such split.
 _NO_SPLIT = {torch.float64: 1e-5, torch.float32: 1e-4}
+# A violation above this share of the total is no rounding: the books do not balance, and are not handed out.
+_BROKEN = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 
 def flow(
@@ -65,7 +68,8 @@ def flow(
     Raises:
         ValueError: see ``score``; a direction at an inner site; or edges of a model whose heads cannot be split.
         IndexError: a position or source outside the prompt.
-        RuntimeError: see ``score``.
+        RuntimeError: see ``score``; or a conservation law is broken by more than rounding: 1e-6 of the total in
+            float64, 1e-3 in float32, 5e-2 in half precision.
         TypeError: see ``score``.
 
     Example:
@@ -198,6 +202,18 @@ def _pushed(
     )  # fmt: skip
 
 
+def _refuse_unbalanced(run: Trace, books: Books, totals: Tensor) -> None:
+    if not all(part.isfinite().all() for part in (totals, *books.parts.values())):
+        refuse_nonfinite(run, {EMBED: torch.tensor(torch.nan)})
+    if not books.worst <= _BROKEN.get(run.y.dtype, 5e-2):
+        msg = (
+            f"the books of this flow do not balance: a conservation law is broken by {books.worst:.1e} of the total on "
+            f"{run.host.name} ({str(run.y.dtype).removeprefix('torch.')}), so that tangents or gradients go past its "
+            "hooks; run score(...), try the other host class, or a model that is not compiled"
+        )
+        raise RuntimeError(msg)
+
+
 def _result(
     run: Trace,
     made: Cotangents,
@@ -208,6 +224,7 @@ def _result(
     replay: Replay,
 ) -> Flow:
     """The sums as a Flow, without what the block's form does not have."""
+    _refuse_unbalanced(run, books, totals)
     split = books.worst_inside <= _NO_SPLIT.get(run.y.dtype, 5e-2)
     if books.keep_edges and not split:
         msg = (

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.memory import lanes_at_once, rows_at_once
 from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.pushforward import push_forward
@@ -92,7 +93,7 @@ class Jacobian:
         """vᵀJ for k cotangents at the target.
 
         Raises:
-            ValueError: another shape.
+            ValueError: another shape, or NaN or infinity in the result.
 
         """
         d_out, _, _ = self.shape
@@ -100,13 +101,15 @@ class Jacobian:
             msg = f"vjp takes cotangents [k, d_out={d_out}], got {tuple(cotangents.shape)}"
             raise ValueError(msg)
         rows = Rows.of([[Cotangents(cotangents.to(self.run.y.device), site=self.target)]])
-        return torch.cat([found[self.source][:, 0].detach() for _, found in pull_back(self.run, rows, self.target)])
+        found = torch.cat([part[self.source][:, 0].detach() for _, part in pull_back(self.run, rows, self.target)])
+        refuse_nonfinite(self.run, {self.source: found})
+        return found
 
     def jvp(self, tangents: Float[Tensor, "k pos d_in"]) -> Float[Tensor, "k d_out"]:
         """Ju for k tangents at the source.
 
         Raises:
-            ValueError: another shape.
+            ValueError: another shape, or NaN or infinity in the result.
 
         """
         if tangents.ndim != 3 or tangents.shape[1:] != self.shape[1:]:
@@ -114,7 +117,9 @@ class Jacobian:
             raise ValueError(msg)
         dtype, device = self.run.y.dtype, self.run.y.device
         out = [self._push(part.to(device, dtype)) for part in tangents.split(lanes_at_once(self.run))]
-        return torch.cat(out)
+        pushed = torch.cat(out)
+        refuse_nonfinite(self.run, {self.source: pushed})
+        return pushed
 
     def _push(self, tangents: Tensor) -> Tensor:
         inner = () if self.target == FINAL else (self.target,)

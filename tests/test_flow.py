@@ -91,7 +91,7 @@ def test_the_demo_model_conserves(backend):
 
 @pytest.mark.parametrize("backend", tiny.BACKENDS)
 def test_the_residual_sees_a_backward_pass_that_lies(backend):
-    """A user's hook whose derivative is wrong in one direction only: the ledger must not add up."""
+    """A user's hook whose derivative is wrong in one direction only: the ledger does not add up, and is not handed out."""
 
     class Lie(torch.autograd.Function):
         @staticmethod
@@ -112,7 +112,56 @@ def test_the_residual_sees_a_backward_pass_that_lies(backend):
 
     model = tiny.fresh_host("gpt2", backend)
     model.add_hook("blocks.1.hook_mlp_out", lambda x, hook: Lie.apply(x))
-    assert ls.flow(model, tiny.tokens(), ls.Semantic(TARGET)).residual > 1e-2
+    with pytest.raises(
+        RuntimeError, match=r"do not balance: a conservation law is broken by [\d.]+e-0[12] of the total"
+    ):
+        ls.flow(model, tiny.tokens(), ls.Semantic(TARGET))
+
+
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_a_pass_that_begins_anew_gets_new_books(backend):
+    """An operation without a forward-mode derivative after the first block: two reverse passes, and each entry once."""
+
+    class ReverseOnly(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            return g
+
+    model = tiny.fresh_host("llama", backend)
+    expected = ls.flow(model, tiny.tokens(), ls.Semantic(TARGET))
+    model.add_hook(f"blocks.{tiny.LAYERS - 1}.hook_resid_post", lambda x, hook: ReverseOnly.apply(x))
+    flow = ls.flow(model, tiny.tokens(), ls.Semantic(TARGET))
+    assert flow.meta["method"] == "two reverse passes"
+    for name in ("total", "heads", "mlps", "stream"):
+        assert_close(getattr(flow, name), getattr(expected, name), 1e-5, name)
+
+
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_a_kept_flow_holds_neither_the_graph_nor_the_model(backend):
+    import copy
+    import gc
+    import pickle
+    import weakref
+
+    model = tiny.fresh_host("gpt2", backend)
+    flow = ls.flow(model, tiny.tokens(), ls.Metric(lambda z: z[0, -1, TARGET]))
+    best = flow.paths(2)
+    assert copy.deepcopy(flow).paths(2).equals(best)
+    there = pickle.loads(pickle.dumps(flow))
+    assert torch.equal(there.heads, flow.heads)
+    with pytest.raises(RuntimeError, match="left behind in another process"):
+        there.paths(2)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None, gc.get_referrers(gone())
+    assert [x for x in gc.get_objects() if torch.is_tensor(x) and x.grad_fn is not None] == []
+    with pytest.raises(RuntimeError, match="this flow's is gone"):
+        flow.paths(2)
 
 
 @pytest.mark.parametrize("pair", [p for p in PAIRS if p[0] in MIXED], ids=tiny.host_id)

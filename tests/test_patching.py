@@ -195,11 +195,10 @@ def test_a_prediction_costs_two_forwards_and_one_backward(backend, monkeypatch):
 
 
 def test_a_long_path_runs_in_parts(monkeypatch):
-    import sys
 
     model, scope = tiny.host("gpt2", tiny.BACKENDS[0]), ls.Semantic(TARGET)
     whole = patching.predict(model, CLEAN, CORRUPTED, scope, steps=10)
-    monkeypatch.setattr(sys.modules["lens_scopes.patching.predict"], "_BATCH_TOKENS", 3 * len(CLEAN))
+    monkeypatch.setattr("lens_scopes.calculus.memory._TOKENS", 3 * len(CLEAN))
     assert_close(patching.predict(model, CLEAN, CORRUPTED, scope, steps=10).values, whole.values, 1e-12)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lens_scopes.calculus.describe import describe
+from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.memory import prompts_at_once
 from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.trace import Trace, trace
@@ -93,9 +94,10 @@ def predict(
         found = {name: rows[0] for name, rows in _contract(run, [made], delta).items()}
     else:
         corrupted_end = run.sites[EMBED].detach()
-        del run, clean_run
+        del clean_run
         found = _integrate(pair, scope, delta, corrupted_end, steps)
         meta["gap"] = ends["clean"] - ends["corrupted"] - float(found[EMBED].sum())
+    refuse_nonfinite(run, {name: found[name] for name in wanted.names})
     rows = torch.stack([found[name] for name in wanted.names], 1)
     rows = rows * made.root_weights().to(rows).reshape(-1, *[1] * (rows.ndim - 1))
     probes = None
