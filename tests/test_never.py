@@ -399,7 +399,7 @@ def test_files_of_another_kind_or_schema(scores, tmp_path):
     path = scores.save(tmp_path / "scores.safetensors")
     payload = path.read_bytes()
     for old, new, text in (
-        (rb"\"schema\": 1", rb"\"schema\": 9", "schema 9"),
+        (rb"\"schema\": 2", rb"\"schema\": 9", "schema 9"),
         (rb"\"kind\": \"Scores\"", rb"\"kind\": \"Sc0res\"", "not a Scores"),
     ):
         assert old in payload

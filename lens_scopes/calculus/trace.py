@@ -98,7 +98,7 @@ def trace(
 
     """
     host.refuse_dropout()
-    with torch.inference_mode(mode=False):
+    with host.alone(), torch.inference_mode(mode=False):
         tokens = tokens.clone()  # ids made under inference_mode cannot enter a graph
         readout = read_out(host, tokens)
         held = freezing_hooks(host, freeze)

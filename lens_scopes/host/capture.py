@@ -113,14 +113,14 @@ def watching(host: Host, site: str) -> Iterator[list[Tensor]]:
     def keep(activation: Tensor, hook: object) -> None:  # noqa: ARG001 - TransformerLens's signature
         seen[:] = [activation]
 
-    # No hook of that name exists on every host.
-    handle = None
-    if site == FINAL:
-        handle = host.model.unembed.register_forward_pre_hook(lambda _, args: keep(args[0], None))
-    try:
-        with host.hooks([] if site == FINAL else [(site, keep)]):
+    with host.hooks([] if site == FINAL else [(site, keep)]):
+        # No hook of that name exists on every host.
+        handle = (
+            host.model.unembed.register_forward_pre_hook(lambda _, args: keep(args[0], None)) if site == FINAL else None
+        )
+        try:
             yield seen
-    finally:
-        if handle is not None:
-            handle.remove()
+        finally:
+            if handle is not None:
+                handle.remove()
         seen.clear()

@@ -1,5 +1,7 @@
 """What there is to know about a model before it runs: its sizes, its sites, whether it can be differentiated."""
 
+import threading
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,10 @@ from lens_scopes import sites as names
 Hook = tuple[str, Callable[..., torch.Tensor | None]]
 #: Changes an activation [batch, pos, ...] in place.
 Edit = Callable[[torch.Tensor], None]
+
+# One lock for each model: hooks and gradient flags are the model's, and two threads would see each other's.
+_locks: "weakref.WeakKeyDictionary[Any, threading.RLock]" = weakref.WeakKeyDictionary()
+_locks_lock = threading.Lock()
 
 # TransformerLens tells hooks of nested contexts apart by their level, and counts its own from 0 up.
 _levels = count(1)
@@ -109,6 +115,14 @@ class Host:
         return self._points.keys()
 
     @contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other thread of this package runs, hooks or changes the model inside. May be nested."""
+        with _locks_lock:
+            lock = _locks.setdefault(self.model, threading.RLock())
+        with lock:
+            yield
+
+    @contextmanager
     def hooks(self, fwd_hooks: Sequence[Hook]) -> Iterator[None]:
         """Forward hooks by name, after the user's own; only these are removed at the end.
 
@@ -116,14 +130,15 @@ class Host:
         names up again for every hook: a second for a flow of twelve layers.
         """
         level, touched = -next(_levels), []
-        try:
-            for name, hook in fwd_hooks:
-                touched.append(self._points[name])
-                self._points[name].add_hook(hook, dir="fwd", level=level)
-            yield
-        finally:
-            for point in touched:
-                point.remove_hooks(dir="fwd", level=level)
+        with self.alone():
+            try:
+                for name, hook in fwd_hooks:
+                    touched.append(self._points[name])
+                    self._points[name].add_hook(hook, dir="fwd", level=level)
+                yield
+            finally:
+                for point in touched:
+                    point.remove_hooks(dir="fwd", level=level)
 
     def sites(self, asked: Any) -> names.Sites:
         """Resolve what the user asked for and check that the model has it.
@@ -159,14 +174,15 @@ class Host:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Parameters need no gradients inside: less memory, and only activations are differentiated. Restored after."""
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        try:
-            for parameter in trainable:
-                parameter.requires_grad_(False)
-            yield
-        finally:
-            for parameter in trainable:
-                parameter.requires_grad_(True)
+        with self.alone():
+            trainable = [p for p in self.model.parameters() if p.requires_grad]
+            try:
+                for parameter in trainable:
+                    parameter.requires_grad_(False)
+                yield
+            finally:
+                for parameter in trainable:
+                    parameter.requires_grad_(True)
 
 
 def in_place(edit: Edit) -> Callable[..., torch.Tensor]:

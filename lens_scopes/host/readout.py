@@ -63,14 +63,15 @@ def read_out(host: Host, tokens: Int[Tensor, "batch pos"]) -> Readout:
         RuntimeError: final norm + unembedding + output transform do not reproduce the model's own logits.
 
     """
-    state = _fingerprint(host)
-    known = _known.get(host.model)
-    if known is not None and known[0] == state:
-        return known[1]
-    readout = _inspect(host)
-    if _verify(host, readout, tokens[:1, :8]):
-        _known[host.model] = (state, readout)
-    return readout
+    with host.alone():
+        state = _fingerprint(host)
+        known = _known.get(host.model)
+        if known is not None and known[0] == state:
+            return known[1]
+        readout = _inspect(host)
+        if _verify(host, readout, tokens[:1, :8]):
+            _known[host.model] = (state, readout)
+        return readout
 
 
 def _fingerprint(host: Host) -> tuple:

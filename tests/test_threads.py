@@ -1,0 +1,48 @@
+"""Several threads on one model get the numbers that one thread gets, and leave the model as it came."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import lens_scopes as ls
+import tiny
+from report import assert_close
+
+pytestmark = pytest.mark.host
+
+CALLS = 125
+
+
+def jobs(model):
+    """Different calls on one model: each a function that returns its numbers."""
+    prompts = [tiny.tokens(5 + n % 4, seed=n) for n in range(8)]
+    pairs = [(ids, [*ids[:2], (ids[2] + 1) % tiny.VOCAB, *ids[3:]]) for ids in prompts]
+    return [
+        lambda: ls.score(model, prompts[0], ls.Semantic(9)).values,
+        lambda: ls.score(model, prompts[1], ls.Fisher(4), sites="z").values,
+        lambda: ls.score(model, prompts[2], ls.Entropy(), freeze="attention").values,
+        lambda: ls.flow(model, prompts[3], ls.Semantic(7)).heads,
+        lambda: ls.patching.predict(model, *pairs[4], ls.Semantic(7), sites="embed").values,
+        lambda: ls.patching.measure(model, *pairs[5], ls.Semantic(7), sites="embed").values,
+        lambda: ls.jacobian(model, prompts[6]).vjp(torch.ones(1, tiny.D_MODEL, dtype=torch.float64)),
+        lambda: ls.score(model, prompts[7], ls.Temperature(), position="all").values,
+    ]
+
+
+@pytest.mark.parametrize("workers", [2, 8])
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_threads_get_the_serial_numbers(backend, workers):
+    model = tiny.fresh_host("llama", backend)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    every = jobs(model)
+    expected = [job() for job in every]
+    torch.set_num_threads(1)
+    with ThreadPoolExecutor(workers) as pool:
+        found = list(pool.map(lambda n: every[n % len(every)](), range(CALLS)))
+    for n, values in enumerate(found):
+        # The order in which gradients are summed, and so the last digit, is autograd's own affair.
+        assert_close(values, expected[n % len(every)], 1e-12, f"call {n} of {len(found)}")
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(not point.fwd_hooks for point in model.hook_dict.values())
