@@ -1,11 +1,13 @@
 """Frozen linearisations against forward passes written out by hand, with scales, patterns and secants held."""
 
+import copy
 import functools
 import itertools
 from contextlib import nullcontext
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 import lens_scopes as ls
@@ -86,8 +88,11 @@ def gpt2(hf, x: Tensor, held: Held) -> Tensor:
         x = x - x.mean(-1, keepdim=True)
         return x / held("norm", (x.square().mean(-1, keepdim=True) + module.eps).sqrt()) * module.weight + module.bias
 
-    def gelu(x):
-        return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    def secant(x):
+        # A product with x at hand, so that there is no 0/0 in it: at 0 it is the slope of the activation.
+        if hf.config.activation_function == "relu":
+            return (x > 0).double()
+        return 0.5 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
     for layer in hf.transformer.h:
         a, n = layer.attn, norm(layer.ln_1, x)
@@ -95,7 +100,7 @@ def gpt2(hf, x: Tensor, held: Held) -> Tensor:
         x = x + attention(q, k, v, held) @ a.c_proj.weight + a.c_proj.bias
         m, n = layer.mlp, norm(layer.ln_2, x)
         pre = n @ m.c_fc.weight + m.c_fc.bias
-        x = x + pre * held("mlp", gelu(pre) / pre) @ m.c_proj.weight + m.c_proj.bias
+        x = x + pre * held("mlp", secant(pre)) @ m.c_proj.weight + m.c_proj.bias
     return norm(hf.transformer.ln_f, x)
 
 
@@ -153,6 +158,32 @@ def test_every_combination_against_a_forward_pass_by_hand(pair, parts):
     if parts:
         plain = by_hand(pair[0], ())
         assert float((plain - expected).abs().max()) > 1e-3 * float(plain.abs().max())  # it does change something
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "relu"])
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_the_secant_at_a_pre_activation_of_exactly_zero(backend, activation, tmp_path):
+    """Every other neuron has no weights, so that its secant is act′(0): 1/2 for gelu, 0 for relu."""
+    hf = copy.deepcopy(tiny.hugging_face("gpt2"))
+    hf.config.activation_function = activation
+    with torch.no_grad():
+        for layer in hf.transformer.h:
+            layer.mlp.act = transformers.activations.ACT2FN[activation]
+            layer.mlp.c_fc.weight[:, ::2] = 0
+            layer.mlp.c_fc.bias[::2] = 0
+    hf.save_pretrained(tmp_path / "tiny-gpt2")
+    tiny.byte_level_tokenizer().save_pretrained(tmp_path / "tiny-gpt2")
+    with Double.off():
+        model = ls.load(tmp_path / "tiny-gpt2", backend=backend, dtype=torch.float64)
+    with doubled(("gpt2", backend)):
+        _, cache = model.run_with_cache(torch.tensor([ids()]))
+        found = ls.jacobian(model, ids(), START, position=POSITION, freeze=("mlp",)).dense()
+    assert (cache["blocks.1.mlp.hook_pre"][0, :, ::2] == 0).all()
+    x, held = cache[START][0].detach(), Held(("mlp",))
+    y, _ = oracles.final_state(hf, ids(), POSITION, {})
+    assert_close(gpt2(hf, x, held)[POSITION], y, 1e-12, "the forward pass by hand")
+    expected = torch.autograd.functional.jacobian(lambda x: gpt2(hf, x, held.again())[POSITION], x)
+    assert_close(found, expected.transpose(0, 1), tolerance(("gpt2", backend)), activation)
 
 
 @pytest.mark.parametrize("pair", [p for p in tiny.HOSTS if p[0] != "mixtral"], ids=tiny.host_id)

@@ -1,5 +1,6 @@
 """Jacobian-vector products: a tangent set at one place of the stream, and what becomes of it everywhere after."""
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,6 +16,10 @@ from lens_scopes.host import Host, run_to_last_residual
 from lens_scopes.host.freeze import holding
 from lens_scopes.host.model import Hook
 from lens_scopes.host.readout import final_norm
+
+
+# torch has one level of dual numbers for the whole process, not one for each thread.
+_one_at_a_time = threading.RLock()
 
 
 class Visitor(Protocol):
@@ -94,7 +99,8 @@ def push_forward(
     lanes = tokens.reshape(1, -1).expand(len(tangents), -1)
     push = _Push(host, lanes, source, tangents, position, sites, visitor, hooks, until)
     try:
-        return _forward_mode(push)
+        with host.alone(), _one_at_a_time:
+            return _forward_mode(push)
     except (NotImplementedError, RuntimeError) as failure:
         if isinstance(failure, torch.OutOfMemoryError) or "forward" not in str(failure).lower():
             raise
