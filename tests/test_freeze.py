@@ -163,14 +163,23 @@ def test_every_combination_against_a_forward_pass_by_hand(pair, parts):
 @pytest.mark.parametrize("activation", ["gelu_new", "relu"])
 @pytest.mark.parametrize("backend", tiny.BACKENDS)
 def test_the_secant_at_a_pre_activation_of_exactly_zero(backend, activation, tmp_path):
-    """Every other neuron has no weights, so that its secant is act′(0): 1/2 for gelu, 0 for relu."""
+    """Two channels are equal as they reach a neuron that reads their difference: 0, but not constant.
+
+    The secant there is act′(0): 1/2 for gelu, 0 for relu.
+    """
     hf = copy.deepcopy(tiny.hugging_face("gpt2"))
     hf.config.activation_function = activation
     with torch.no_grad():
         for layer in hf.transformer.h:
             layer.mlp.act = transformers.activations.ACT2FN[activation]
-            layer.mlp.c_fc.weight[:, ::2] = 0
-            layer.mlp.c_fc.bias[::2] = 0
+        first = hf.transformer.h[0]
+        first.attn.c_proj.weight[:, :2] = 0  # a sum of products could be rounded differently in each channel
+        embeddings = hf.transformer.wte.weight.T, hf.transformer.wpe.weight.T
+        for equal in (*embeddings, first.attn.c_proj.bias, first.ln_2.weight, first.ln_2.bias):
+            equal[1] = equal[0]
+        first.mlp.c_fc.weight[:, ::2] = 0
+        first.mlp.c_fc.weight[0, ::2], first.mlp.c_fc.weight[1, ::2] = 1, -1
+        first.mlp.c_fc.bias[::2] = 0
     hf.save_pretrained(tmp_path / "tiny-gpt2")
     tiny.byte_level_tokenizer().save_pretrained(tmp_path / "tiny-gpt2")
     with Double.off():
@@ -178,7 +187,7 @@ def test_the_secant_at_a_pre_activation_of_exactly_zero(backend, activation, tmp
     with doubled(("gpt2", backend)):
         _, cache = model.run_with_cache(torch.tensor([ids()]))
         found = ls.jacobian(model, ids(), START, position=POSITION, freeze=("mlp",)).dense()
-    assert (cache["blocks.1.mlp.hook_pre"][0, :, ::2] == 0).all()
+    assert (cache["blocks.0.mlp.hook_pre"][0, :, ::2] == 0).all()
     x, held = cache[START][0].detach(), Held(("mlp",))
     y, _ = oracles.final_state(hf, ids(), POSITION, {})
     assert_close(gpt2(hf, x, held)[POSITION], y, 1e-12, "the forward pass by hand")
