@@ -6,8 +6,6 @@
 True
 """
 
-from __future__ import annotations
-
 from itertools import cycle, islice
 from pathlib import Path
 from random import Random
@@ -25,8 +23,8 @@ KINDS = tuple(GENERATORS)
 MODEL_DIR = Path(__file__).parent / "model"
 
 
-def load(backend: Backend = "auto") -> Any:
-    """Loads the demo model, raw, in eval mode and float32, as a HookedTransformer or a TransformerBridge.
+def load(backend: "Backend" = "auto") -> Any:
+    """Load the demo model, raw, in eval mode and float32, as a HookedTransformer or a TransformerBridge.
 
     Equivalent to `lens_scopes.load(lens_scopes.demo.MODEL_DIR, backend=backend)`.
     """
@@ -36,7 +34,7 @@ def load(backend: Backend = "auto") -> Any:
 
 
 def cases(kind: str | None = None, n: int = 100, seed: int = 0) -> list[Case]:
-    """Returns n held-out cases, which the model was never trained on; the first ones do not change when n grows.
+    """Held-out cases, which the model was never trained on; the first ones do not change when n grows.
 
     Args:
         kind: one of `KINDS`; None takes the kinds in turn.

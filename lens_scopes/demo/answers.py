@@ -1,6 +1,4 @@
-"""Asks a Hugging Face model for the next word of many prompts at once, and counts what it gets right."""
-
-from __future__ import annotations
+"""Ask a Hugging Face model for the next word of many prompts at once, and count what it gets right."""
 
 from collections.abc import Sequence
 
@@ -13,7 +11,7 @@ from lens_scopes.demo.vocabulary import vocabulary
 
 
 def next_words(model: nn.Module, prompts: Sequence[Sequence[str]], batch: int = 256) -> list[str]:
-    """Returns the model's first choice after each prompt; a prompt is its tokens, "<bos>" included."""
+    """The model's first choice after each prompt; a prompt is its tokens, "<bos>" included."""
     words = vocabulary()
     ids = {word: index for index, word in enumerate(words)}
     result = []
@@ -28,13 +26,13 @@ def next_words(model: nn.Module, prompts: Sequence[Sequence[str]], batch: int = 
 
 
 def accuracy(model: nn.Module, cases: Sequence[Case]) -> float:
-    """Returns the share of cases whose answer is the model's first choice."""
+    """The share of cases whose answer is the model's first choice."""
     answers = next_words(model, [case.tokens for case in cases])
     return sum(word == case.answer for word, case in zip(answers, cases, strict=True)) / len(cases)
 
 
 def mean_error(model: nn.Module, cases: Sequence[Case]) -> float:
-    """Returns the mean absolute error of the model's first choice in series; a word that is no number counts as 99."""
+    """The mean absolute error of the model's first choice in series; a word that is no number counts as 99."""
     answers = next_words(model, [case.tokens for case in cases])
     errors = [
         abs(int(word) - int(case.answer)) if word.isdigit() else 99 for word, case in zip(answers, cases, strict=True)
@@ -43,6 +41,6 @@ def mean_error(model: nn.Module, cases: Sequence[Case]) -> float:
 
 
 def padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "batch pos"]:
-    """Returns the rows as one tensor, filled up with 0 to the right."""
+    """The rows as one tensor, filled up with 0 to the right."""
     longest = max(map(len, rows))
     return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])

@@ -1,12 +1,10 @@
-"""Defines what a generator writes: words, what each may be replaced by, and which of them the answer hangs on.
+"""Define what a generator writes: words, what each may be replaced by, and which of them the answer hangs on.
 
 The label rests on one definition. Every word of a prompt belongs to a class of words that could stand in its place. A
 word is a *cause* when a replacement from its class changes the answer by the rule of the generator; its substitutes are
 those replacements. A word is no cause when no replacement from its class changes the answer; all of them are its
 substitutes. Replacements are made one at a time.
 """
-
-from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
@@ -66,7 +64,7 @@ class Draft:
     unknowable: tuple[int, ...] = ()
 
     def case(self) -> Case:
-        """Returns the public form, with positions counted from "<bos>"."""
+        """The public form, with positions counted from "<bos>"."""
         tokens = (BOS, *self.words)
         substitutes = tuple(
             tuple(sorted({other for other in pool if other != word}))
@@ -87,33 +85,33 @@ class Draft:
 
 
 class Writer:
-    """Collects the words of a prompt, with the class that each one comes from."""
+    """Collect the words of a prompt, with the class that each one comes from."""
 
     def __init__(self) -> None:
         self.words: list[str] = []
         self.pools: list[tuple[str, ...]] = []
 
     def add(self, word: str, pool: Sequence[str] = ()) -> int:
-        """Appends a word that any of `pool` could stand in for; returns its index."""
+        """Append a word that any of `pool` could stand in for; return its index."""
         self.words.append(word)
         self.pools.append(tuple(pool))
         return len(self.words) - 1
 
     def usual(self, rng: Random, *pools: Sequence[str]) -> int:
-        """Appends one word of each class, preferring the first of the class; returns the index of the last."""
+        """Append one word of each class, preferring the first of the class; return the index of the last."""
         for pool in pools:
             self.add(pool[0] if rng.random() < 0.5 else rng.choice(pool), pool)
         return len(self.words) - 1
 
     def any(self, rng: Random, pool: Sequence[str]) -> int:
-        """Appends a word of the class, each as likely as the other; returns its index."""
+        """Append a word of the class, each as likely as the other; return its index."""
         return self.add(rng.choice(pool), pool)
 
     def twin(self, index: int, word: str) -> tuple[str, ...]:
-        """Returns the words with the one at `index` replaced."""
+        """The words with the one at `index` replaced."""
         return (*self.words[:index], word, *self.words[index + 1 :])
 
 
 def is_held_out(*words: str) -> bool:
-    """Says whether a combination of words is kept for `cases`, out of training: one in eight, by a fixed hash."""
+    """Whether a combination of words is kept for `cases`, out of training: one in eight, by a fixed hash."""
     return zlib.crc32(" ".join(words).encode()) % 8 == 0

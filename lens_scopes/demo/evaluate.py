@@ -1,9 +1,7 @@
-"""Measures the demo model and writes the tables of its page: `python -m lens_scopes.demo.evaluate --write FILE`.
+"""Measure the demo model and write the tables of its page: `python -m lens_scopes.demo.evaluate --write FILE`.
 
 A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; the rest of the file is left as it is.
 """
-
-from __future__ import annotations
 
 import argparse
 import re
@@ -23,7 +21,7 @@ WORDS = ("induction", "ioi", "translation", "persona")
 
 
 def accuracy_table(model: Any, n: int, seed: int) -> str:
-    """Returns the held-out accuracy of each kind, with its interval."""
+    """The held-out accuracy of each kind, with its interval."""
     rows = []
     for kind in WORDS:
         right = accuracy(model, cases(kind, n=n, seed=seed))
@@ -32,7 +30,7 @@ def accuracy_table(model: Any, n: int, seed: int) -> str:
 
 
 def series_table(model: Any, n: int, seed: int) -> str:
-    """Returns the mean absolute error of each family of series, and of predicting the last value again."""
+    """The mean absolute error of each family of series, and of predicting the last value again."""
     rows, model_errors, last_errors = [], [], []
     for family in FAMILIES:
         rng = Random(f"series {family} {seed}")
@@ -51,7 +49,7 @@ def series_table(model: Any, n: int, seed: int) -> str:
 
 
 def truth_table(model: Any, n: int, seed: int) -> str:
-    """Returns how often the first choice changes when a cause, or another word, is replaced."""
+    """How often the first choice changes when a cause, or another word, is replaced."""
     rows = []
     for kind in (*WORDS, "series"):
         tried = replacements(model, cases(kind, n=n, seed=seed), seed)
@@ -64,7 +62,7 @@ def truth_table(model: Any, n: int, seed: int) -> str:
 
 
 def hosts_table(hf_model: Any, n: int) -> str:
-    """Returns how far the logits of each host are from those of the Hugging Face model, over cases of all kinds."""
+    """How far the logits of each host are from those of the Hugging Face model, over cases of all kinds."""
     import torch
 
     rows = []
@@ -86,7 +84,7 @@ def hosts_table(hf_model: Any, n: int) -> str:
 
 
 def pointing_tables(model: Any, n: int, seed: int) -> tuple[str, str]:
-    """Returns how often each method points at a cause: among the tokens between the ends, and among all."""
+    """How often each method points at a cause: among the tokens between the ends, and among all."""
     from lens_scopes.demo.pointing import methods, points_at
 
     items = {kind: cases(kind, n=n, seed=seed) for kind in WORDS}
@@ -116,7 +114,7 @@ def pointing_tables(model: Any, n: int, seed: int) -> tuple[str, str]:
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
-    """Returns the 95 % interval of a share after Wilson."""
+    """The 95 % interval of a share after Wilson."""
     z = 1.959964
     middle = (hits + z * z / 2) / (n + z * z)
     half = z * sqrt(hits * (n - hits) / n + z * z / 4) / (n + z * z)
@@ -124,7 +122,7 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 
 
 def write_into(text: str, name: str, table: str) -> str:
-    """Returns the text with the table put between the marks of that name."""
+    """The text with the table put between the marks of that name."""
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     if text.count(begin) != 1 or text.count(end) != 1:
         msg = f"the text needs {begin!r} and {end!r} once each, as the place for the table {name!r}"
@@ -143,7 +141,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def main() -> None:
-    """Measures what is asked for, prints the tables, and writes them into a file if one is given."""
+    """Measure what is asked for, print the tables, and write them into a file if one is given."""
     import torch
     from transformers import LlamaForCausalLM
 

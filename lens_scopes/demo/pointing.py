@@ -1,12 +1,10 @@
-"""Plays the pointing game: is the token that an attribution method points at one of the labelled causes?
+"""Play the pointing game: is the token that an attribution method points at one of the labelled causes?
 
 The methods: three scopes of this package (the norm of the pulled-back cotangent at the token embeddings; the largest
 wins, the earlier of equals), and three yardsticks: gradient x input (the absolute value of the sum over the embedding's
 coordinates, for the logit of the model's first choice), attention rollout (Abnar & Zuidema 2020: the mean over heads,
 half attention and half identity, multiplied through all layers), and a random token.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from random import Random
@@ -18,12 +16,14 @@ from torch import Tensor
 
 import lens_scopes as ls
 from lens_scopes.demo.draft import Case
+from lens_scopes.evaluate import attribute
+from lens_scopes.evaluate.protocol import ask
 
 Method = Callable[[Any, Sequence[Case]], list[Float[Tensor, " pos"]]]
 
 
 def methods() -> dict[str, Method]:
-    """Returns each method by name: (model, cases) -> one score per token of each case."""
+    """Each method by name: (model, cases) -> one score per token of each case."""
     return {
         "Semantic": lambda model, cases: _scope(model, cases, [ls.Semantic() for _ in cases]),
         "Semantic, versus": lambda model, cases: _scope(
@@ -34,37 +34,17 @@ def methods() -> dict[str, Method]:
         "gradient x input": lambda model, cases: [
             score.abs() for score in _scope(model, cases, ls.Semantic(), along="activation")
         ],
-        "attention rollout": lambda model, cases: [rollout(model, case) for case in cases],
+        "attention rollout": lambda model, cases: [
+            attribute(question, "attention_rollout") for question in ask(model, [case.prompt for case in cases], None)
+        ],
         "random": _random,
     }
 
 
 def points_at(scores: Float[Tensor, " pos"], first: int, end: int) -> int:
-    """Returns the position of the largest score in first .. end - 1; the earlier of equals."""
+    """The position of the largest score in first .. end - 1; the earlier of equals."""
     window = scores[first:end].tolist()
     return first + window.index(max(window))
-
-
-def rollout(model: Any, case: Case) -> Float[Tensor, " pos"]:
-    """Returns how much attention flows from each token to the last one: the last row of the product of (A + 1) / 2."""
-    patterns: list[Tensor] = []
-
-    def keep(pattern: Tensor, **_: Any) -> None:
-        patterns.append(pattern[0].mean(0))
-
-    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
-    with torch.no_grad():
-        tokens = model.to_tokens(case.prompt)
-        model.run_with_hooks(tokens, fwd_hooks=[(name, keep) for name in names])
-    if len(patterns) != len(names):
-        msg = (
-            f"{len(names)} attention patterns were asked for, {len(patterns)} came; load the model with eager attention"
-        )
-        raise RuntimeError(msg)
-    flow = torch.eye(patterns[0].shape[0])[-1]
-    for pattern in reversed(patterns):
-        flow = (flow @ pattern + flow) / 2
-    return flow
 
 
 def _scope(model: Any, cases: Sequence[Case], scopes: Any, along: Any = None) -> list[Tensor]:

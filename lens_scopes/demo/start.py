@@ -1,4 +1,4 @@
-"""Sets up circuits in the weights that training starts from; nothing is held fixed afterwards.
+"""Set up circuits in the weights that training starts from; nothing is held fixed afterwards.
 
 A model of this size finds a dictionary entry only after it has found to look at the words before a word, by itself,
 and from that many words alone it did not: within 1500 steps its choice among the values stayed a guess. So the first
@@ -15,8 +15,6 @@ A head that looks up copies the word that it finds. What is set up is therefore 
 of these heads can be held against it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -32,7 +30,7 @@ _QUIET = 0.1
 
 
 def set_up(model: LlamaForCausalLM) -> None:
-    """Sets up the heads above, those of them that the model has layers and heads for."""
+    """Set up the heads above, those of them that the model has layers and heads for."""
     config: Any = model.config
     # Corners of the stream, all orthogonal: the coordinate that all words share, a sketch of a word, a note per head.
     width = 1 + _NOTE * (1 + config.num_attention_heads)
@@ -56,7 +54,7 @@ def set_up(model: LlamaForCausalLM) -> None:
 
 
 def _look_back(model: LlamaForCausalLM) -> None:
-    """Sets the first layer up so that its head h looks h + 1 words back, whatever the words are.
+    """Set the first layer up so that its head h looks h + 1 words back, whatever the words are.
 
     All embeddings get a coordinate in common. Queries and keys read it into the three fastest rotary planes, where the
     keys are turned ahead by h + 1 positions.
@@ -80,7 +78,7 @@ def _look_back(model: LlamaForCausalLM) -> None:
 def _write_down(
     model: LlamaForCausalLM, head: int, sketch: Float[Tensor, "note d_model"], note: Float[Tensor, "note d_model"]
 ) -> None:
-    """Lets a head of the first layer write a sketch of the word that it looks at into its note."""
+    """Let a head of the first layer write a sketch of the word that it looks at into its note."""
     attention: Any = model.model.layers[0].self_attn
     first = head * attention.head_dim
     with torch.no_grad():
@@ -95,7 +93,7 @@ def _look_up(
     query: Float[Tensor, "note d_model"],
     key: Float[Tensor, "note d_model"],
 ) -> None:
-    """Lets a head look where the key equals the query, at any distance, and copy the word that it finds there."""
+    """Let a head look where the key equals the query, at any distance, and copy the word that it finds there."""
     attention: Any = model.model.layers[layer].self_attn
     d_head = attention.head_dim
     rows = slice(head * d_head, (head + 1) * d_head)

@@ -1,6 +1,4 @@
-"""Builds the tokenizer: one token per word, words apart by spaces, "<bos>" put in front by itself."""
-
-from __future__ import annotations
+"""Build the tokenizer: one token per word, words apart by spaces, "<bos>" put in front by itself."""
 
 import json
 from pathlib import Path
@@ -12,7 +10,7 @@ from lens_scopes.demo.vocabulary import BOS, EOS, PAD, UNKNOWN, vocabulary
 
 
 def build_tokenizer(context: int = 128) -> PreTrainedTokenizerFast:
-    """Returns a Hugging Face tokenizer over `vocabulary()`."""
+    """A Hugging Face tokenizer over `vocabulary()`."""
     ids = {word: index for index, word in enumerate(vocabulary())}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -32,7 +30,7 @@ def build_tokenizer(context: int = 128) -> PreTrainedTokenizerFast:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
-    """Writes the tokenizer's files, under the class name that transformers 4 and 5 both know."""
+    """Write the tokenizer's files, under the class name that transformers 4 and 5 both know."""
     tokenizer.save_pretrained(directory)
     path = directory / "tokenizer_config.json"
     settings = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}

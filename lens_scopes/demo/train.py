@@ -1,4 +1,4 @@
-"""Trains the demo model from nothing: `python -m lens_scopes.demo.train [--config demo|tiny] [--out DIR]`.
+"""Train the demo model from nothing: `python -m lens_scopes.demo.train [--config demo|tiny] [--out DIR]`.
 
 The data are made on the way, one stream of drafts for each kind, seeded. The loss is the cross-entropy of every next
 word, with weight 1 where the word is determined by what comes before it, 0.1 where it is not, and 0 where it cannot
@@ -12,8 +12,6 @@ that an answer stays unless a word that it hangs on becomes another; and jumps a
 embeddings of a prompt and its twin, which noise alone would make: an integral along that line needs a path that can
 be followed. The second stage starts from the stored weights of the first (`--harden` does it alone).
 """
-
-from __future__ import annotations
 
 import argparse
 import math
@@ -92,7 +90,7 @@ CONFIGS = {
 
 
 def train(config: str | Config, out_dir: str | Path) -> Path:
-    """Trains a model and writes it to `out_dir` as a Hugging Face directory, with its log; returns the directory.
+    """Train a model and write it to `out_dir` as a Hugging Face directory, with its log; return the directory.
 
     Deterministic on one machine under `config.seed`; the global random state of torch is left as it was.
 
@@ -117,7 +115,7 @@ def train(config: str | Config, out_dir: str | Path) -> Path:
 
 
 def harden(config: str | Config, out_dir: str | Path) -> Path:
-    """Trains on, with noise on the embeddings, from the weights that the first stage stored; returns the directory."""
+    """Train on, with noise on the embeddings, from the weights that the first stage stored; return the directory."""
     config = _config(config)
     out = Path(out_dir)
     with torch.random.fork_rng(devices=[]), (out / "train.log").open("a") as log:
@@ -141,7 +139,7 @@ def _store(model: LlamaForCausalLM, config: Config, out: Path, log: TextIO) -> N
 
 
 def build_model(config: Config) -> LlamaForCausalLM:
-    """Returns an untrained model of the Llama architecture, with a tied embedding."""
+    """An untrained model of the Llama architecture, with a tied embedding."""
     words = vocabulary()
     return LlamaForCausalLM(
         LlamaConfig(
@@ -227,7 +225,7 @@ def _rate(step: int, warmup: int, steps: int) -> float:
 def _loss(
     model: LlamaForCausalLM, tokens: Int[Tensor, "batch pos"], weights: Float[Tensor, "batch pos"], noise: float
 ) -> tuple[Tensor, float]:
-    """Returns the weighted cross-entropy, and its mean over the determined words alone.
+    """The weighted cross-entropy, and its mean over the determined words alone.
 
     With noise, every prompt's embeddings get as much of it as chance says, up to `noise` per coordinate.
     """
@@ -244,7 +242,7 @@ def _loss(
 def slopes(
     model: LlamaForCausalLM, drafts: Sequence[Draft], points: Float[Tensor, " point"]
 ) -> Float[Tensor, "draft point-1"]:
-    """Returns how fast the answer becomes that of the twin on the line between the two prompts' embeddings.
+    """How fast the answer becomes that of the twin on the line between the two prompts' embeddings.
 
     The slope of the logit difference from point to point; the points are in units of the line, 0 at the twin, and
     slopes in units of the whole difference. A straight line has 1; a jump is as steep as its points are close.
@@ -280,7 +278,7 @@ def _stream(kind: str, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _twins(seed: int, each: int = 16) -> Iterator[list[Draft]]:
-    """Yields drafts of the one kind in which noise alone makes a jump."""
+    """Yield drafts of the one kind in which noise alone makes a jump."""
     rng = Random(f"twins {seed}")
     while True:
         yield [GENERATORS["ioi"](rng, False) for _ in range(each)]
@@ -296,7 +294,7 @@ def _weights(draft: Draft) -> list[float]:
 
 
 def main() -> None:
-    """Trains a model as the command line says."""
+    """Train a model as the command line says."""
     parser = argparse.ArgumentParser(description="Trains the demo model from nothing.")
     parser.add_argument("--config", default="demo", choices=CONFIGS)
     parser.add_argument("--out", type=Path, default=MODEL_DIR)

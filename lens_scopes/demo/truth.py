@@ -1,10 +1,8 @@
-"""Measures whether the labels of the demo's cases are true: the answer should hang on the causes and on nothing else.
+"""Measure whether the labels of the demo's cases are true: the answer should hang on the causes and on nothing else.
 
 Every word of a prompt that has substitutes is replaced by one of them, drawn at random, one word at a time. At a cause
 the model's first choice should change; elsewhere it should not.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,17 +26,17 @@ class Replacement:
 
     @property
     def at_cause(self) -> bool:
-        """Says whether the word is labelled a cause."""
+        """Whether the word is labelled a cause."""
         return self.position in self.case.causes
 
     @property
     def changed(self) -> bool:
-        """Says whether the first choice is another one."""
+        """Whether the first choice is another one."""
         return self.before != self.after
 
 
 def replacements(model: nn.Module, cases: Sequence[Case], seed: int = 0) -> list[Replacement]:
-    """Replaces each replaceable word of each case once, and asks the model again."""
+    """Replace each replaceable word of each case once, and ask the model again."""
     rng = Random(f"replacements {seed}")
     before = next_words(model, [case.tokens for case in cases])
     tried = [
@@ -55,5 +53,5 @@ def replacements(model: nn.Module, cases: Sequence[Case], seed: int = 0) -> list
 
 
 def replaced(case: Case, position: int, word: str) -> tuple[str, ...]:
-    """Returns the tokens of the case with the one at `position` replaced."""
+    """The tokens of the case with the one at `position` replaced."""
     return (*case.tokens[:position], word, *case.tokens[position + 1 :])

@@ -1,7 +1,5 @@
 """Holds every word that the demo model knows, in named classes; a class is what a word may be replaced by."""
 
-from __future__ import annotations
-
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 SPECIALS = (PAD, BOS, EOS, UNKNOWN)
 
@@ -137,7 +135,7 @@ SERIES = _words("series values")
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Returns all tokens in the order of their ids: specials first, then each class in the order of this file."""
+    """All tokens in the order of their ids: specials first, then each class in the order of this file."""
     words: list[str] = list(SPECIALS)
     for name, value in globals().items():
         if name.isupper() and name not in ("PAD", "BOS", "EOS", "UNKNOWN", "SPECIALS"):

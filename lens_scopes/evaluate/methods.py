@@ -22,6 +22,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from inspect import isfunction, signature
 from typing import cast
 
 import torch
@@ -44,8 +45,8 @@ Method = Callable[[Question], Values]
 def attribute(question: Question, method: "str | Scope | Method") -> Values:
     """One number per token, by a named method, a scope, or a function of the question.
 
-    A scope whose ``target`` is open aims at the question's target. A function is taken for a method if its parameter is
-    called ``question``, else for a scope.
+    A scope whose ``target`` is open aims at the question's target. A function is taken for a method if its first
+    parameter is called ``question``, else for a scope.
 
     Raises:
         ValueError: an unknown name; or see ``score``.
@@ -69,8 +70,7 @@ def _aimed(scope: Scope, question: Question) -> Scope:
 
 
 def _takes_question(method: Callable) -> bool:
-    code = getattr(method, "__code__", None)
-    return code is not None and code.co_varnames[: code.co_argcount] == ("question",)
+    return isfunction(method) and next(iter(signature(method).parameters), None) == "question"
 
 
 def _named(name: str) -> Method:

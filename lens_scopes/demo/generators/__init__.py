@@ -1,6 +1,4 @@
-"""Lists the five generators by kind; each is a function (random generator, held out or not) -> Draft."""
-
-from __future__ import annotations
+"""List the five generators by kind; each is a function (random generator, held out or not) -> Draft."""
 
 from collections.abc import Callable
 from random import Random

@@ -1,4 +1,4 @@
-"""Writes dictionaries of nonsense words and asks for one entry: "blick : tove , dax : wug , blick :" -> tove.
+"""Write dictionaries of nonsense words and ask for one entry: "blick : tove , dax : wug , blick :" -> tove.
 
 The rule: the answer is the value that stands beside the asked key; "nothing" where no key is the asked one. So the
 answer hangs on three words, the asked key, the same key in the dictionary and its value: with a new word in place of
@@ -11,8 +11,6 @@ A quarter of what is trained on is plainer: a list of values, said twice. It is 
 by, so the model has to have met it; no case is of this form.
 """
 
-from __future__ import annotations
-
 from random import Random
 
 from lens_scopes.demo.draft import Draft, Writer, is_held_out
@@ -20,7 +18,7 @@ from lens_scopes.demo.vocabulary import COLONS, COMMAS, KEYS, NOTHING, VALUES
 
 
 def draft(rng: Random, held_out: bool) -> Draft:
-    """Returns a dictionary of two to six pairs with one query (in training up to four)."""
+    """A dictionary of two to six pairs with one query (in training up to four)."""
     if not held_out and rng.random() < 0.25:
         return _said_twice(rng)
     pairs = _pairs(rng, rng.randint(2, 6), held_out)
@@ -68,7 +66,7 @@ def draft(rng: Random, held_out: bool) -> Draft:
 
 
 def _said_twice(rng: Random) -> Draft:
-    """Returns a list said twice, for training alone: from its second word on, the second round is determined."""
+    """A list said twice, for training alone: from its second word on, the second round is determined."""
     said = rng.sample(VALUES, rng.randint(5, 14))
     document, n = (*said, *said), len(said)
     return Draft(
@@ -86,7 +84,7 @@ def _said_twice(rng: Random) -> Draft:
 
 
 def _pairs(rng: Random, n: int, held_out: bool) -> list[tuple[str, str]]:
-    """Returns n pairs of a key and a value, no word twice, all held out or none."""
+    """Pairs of a key and a value, no word twice, all held out or none."""
     while True:
         pairs: list[tuple[str, str]] = []
         for key in rng.sample(KEYS, n):
@@ -100,6 +98,6 @@ def _pairs(rng: Random, n: int, held_out: bool) -> list[tuple[str, str]]:
 
 
 def _mark(rng: Random, marks: tuple[str, ...]):
-    """Returns a writer of punctuation that keeps to one mark, or in a third of the prompts mixes them."""
+    """A writer of punctuation that keeps to one mark, or in a third of the prompts mixes them."""
     mixed, usual = rng.random() < 1 / 3, rng.choice(marks)
     return lambda: rng.choice(marks) if mixed else usual

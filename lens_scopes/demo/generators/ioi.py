@@ -1,4 +1,4 @@
-"""Writes sentences with an indirect object: "when Mary and John went to the store , John gave a book to" -> Mary.
+"""Write sentences with an indirect object: "when Mary and John went to the store , John gave a book to" -> Mary.
 
 The rule: of the two people who went, the answer is the one who does not give; "them" where a third person gives. So the
 answer hangs on the three names: a new name for the receiver is the new answer, and with a new name for the giver, in
@@ -8,8 +8,6 @@ does not matter. Four templates: opening with "when ... ," or with "then , ... .
 Held out: the pair of people, in either order.
 """
 
-from __future__ import annotations
-
 from random import Random
 
 from lens_scopes.demo import vocabulary as v
@@ -17,7 +15,7 @@ from lens_scopes.demo.draft import Draft, Writer, is_held_out
 
 
 def draft(rng: Random, held_out: bool) -> Draft:
-    """Returns one sentence; in training the giver is a third person one time in five."""
+    """One sentence; in training the giver is a third person one time in five."""
     while True:
         giver, receiver, third, stranger = rng.sample(v.NAMES, 4)
         if is_held_out(*sorted((giver, receiver))) == held_out:

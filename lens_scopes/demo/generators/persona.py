@@ -1,4 +1,4 @@
-"""Writes a persona, some chatter, and a meal: "answer as a vegan : ... for dinner I eat" -> beans.
+"""Write a persona, some chatter, and a meal: "answer as a vegan : ... for dinner I eat" -> beans.
 
 The rule: the diet of the persona and the meal together name one food. So the answer hangs on two words, the persona in
 the instruction (a persona of another diet eats something else) and the meal in the last sentence. The chatter names
@@ -8,8 +8,6 @@ Held out: the pair of persona and meal. The model has seen the persona at other 
 diet at this meal.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from random import Random
 
@@ -18,7 +16,7 @@ from lens_scopes.demo.draft import Draft, Writer, is_held_out
 
 
 def draft(rng: Random, held_out: bool) -> Draft:
-    """Returns one instruction with up to three sentences of chatter."""
+    """One instruction with up to three sentences of chatter."""
     while True:
         persona, meal = rng.choice(v.PERSONAS), rng.choice(v.MEALS)
         if is_held_out(persona, meal) == held_out:
@@ -52,12 +50,12 @@ def draft(rng: Random, held_out: bool) -> Draft:
 
 
 def diet_of(persona: str) -> str:
-    """Returns the diet that the persona keeps."""
+    """The diet that the persona keeps."""
     return next(diet for diet, personas in v.DIETS.items() if persona in personas)
 
 
 def food(persona: str, meal: str) -> str:
-    """Returns what the persona eats at the meal."""
+    """What the persona eats at the meal."""
     return v.FOODS[diet_of(persona)][v.MEALS.index(meal)]
 
 

@@ -1,4 +1,4 @@
-"""Writes series of two-digit numbers: "series : 12 , 15 , 18 ," -> 21.
+"""Write series of two-digit numbers: "series : 12 , 15 , 18 ," -> 21.
 
 Four families: the logistic map (its parameter drawn anew for each series), a linear trend, a noisy sine, Brownian
 motion. The labelled causes are what the next value is computed from: the last value (logistic map, Brownian motion), or
@@ -8,8 +8,6 @@ none.
 
 Held out: the first three values.
 """
-
-from __future__ import annotations
 
 import math
 from random import Random
@@ -22,12 +20,12 @@ DETERMINISTIC = ("logistic", "linear", "sine")
 
 
 def draft(rng: Random, held_out: bool) -> Draft:
-    """Returns 10 to 18 values of one family, one in four."""
+    """10 to 18 values of one family, one in four."""
     return draft_of(rng.choice(FAMILIES), rng, held_out)
 
 
 def draft_of(family: str, rng: Random, held_out: bool) -> Draft:
-    """Returns a series of the given family; `versus` continues the series in which the causes are changed."""
+    """A series of the given family; `versus` continues the series in which the causes are changed."""
     n = rng.randint(10, 18)
     while True:
         values, twin = _FAMILIES[family](rng, n + 1)

@@ -1,4 +1,4 @@
-"""Writes German and the beginning of its English: "German : heute schläft der Hund . English : today the" -> dog.
+"""Write German and the beginning of its English: "German : heute schläft der Hund . English : today the" -> dog.
 
 Three word orders against one: "der Hund sieht die Katze", with the verb before the subject after an adverb ("heute
 sieht der Hund ..."), and with the verb at the end of a subordinate clause ("weil der Hund die Katze sieht"). Nouns have
@@ -11,8 +11,6 @@ in training some of them are wrong on purpose, and some German articles too.
 
 Held out: the pair of subject and verb.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
@@ -43,7 +41,7 @@ class Clause:
     flipped: tuple[tuple[str, str], ...]  # the forms of such a verb for the other number
 
     def german(self) -> list[Word]:
-        """Returns the words in German order."""
+        """The words in German order."""
         opening = [] if self.opening is None else [self.opening]
         if self.verb_final:
             return [*opening, *self.subject, *self.object, self.verb]
@@ -52,13 +50,13 @@ class Clause:
         return [*self.subject, self.verb, *self.object]
 
     def english(self) -> list[Word]:
-        """Returns the same words in English order."""
+        """The same words in English order."""
         opening = [] if self.opening is None else [self.opening]
         return [*opening, *self.subject, self.verb, *self.object]
 
 
 def draft(rng: Random, held_out: bool) -> Draft:
-    """Returns a sentence whose translation stops before any word that is not an article."""
+    """A sentence whose translation stops before any word that is not an article."""
     clause = _clause(rng, held_out)
     german, english = clause.german(), clause.english()
     cut = rng.choice([i for i, word in enumerate(english) if word.role != "article"])
@@ -103,7 +101,7 @@ def draft(rng: Random, held_out: bool) -> Draft:
 
 
 def _spoil(rng: Random, document: list[str], german: list[Word], english: list[Word], start: int) -> list[int]:
-    """Puts wrong words into the English, and wrong articles into the German; returns where the English is wrong."""
+    """Put wrong words into the English, and wrong articles into the German; return where the English is wrong."""
     wrong = []
     for offset, word in enumerate(english):
         if rng.random() < 0.25:
@@ -156,7 +154,7 @@ def _pronoun(pronoun: tuple[str, int, str]) -> Word:
 
 
 def _phrase(rng: Random, number: int, accusative: bool) -> tuple[tuple[Word, ...], str]:
-    """Returns article, adjective (in half of the phrases) and noun, and the noun's name in the dictionary."""
+    """Article, adjective (in half of the phrases) and noun, and the noun's name in the dictionary."""
     gender = rng.choice(tuple(v.NOUNS))
     nouns = v.NOUNS[gender]
     noun = rng.choice(nouns)
