@@ -17,7 +17,6 @@ from lens_scopes.host.freeze import holding
 from lens_scopes.host.model import Hook
 from lens_scopes.host.readout import final_norm
 
-
 # torch has one level of dual numbers for the whole process, not one for each thread.
 _one_at_a_time = threading.RLock()
 
