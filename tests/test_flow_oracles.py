@@ -160,6 +160,26 @@ def test_a_function_of_several_cotangents_in_norm_units(pair):
     assert_close(got.heads[:, 0, 1], expected, tolerance(pair), "head", float(length.max()))
 
 
+@pytest.mark.parametrize("weight", [4.0, 0.25])
+@pytest.mark.parametrize("pair", [p for p in tiny.HOSTS if p[0] in ("gpt2", "llama")], ids=tiny.host_id)
+def test_one_weighted_cotangent_in_norm_units(pair, weight):
+    """The score is √w‖Jᵀv‖, and everything that adds up to it is √w times what it is without a weight."""
+    v = torch.randn(tiny.D_MODEL, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def weighted(state):
+        return ls.Cotangents(v[None].to(state.y), weights=torch.tensor([weight]))
+
+    for sources in (None, "each"):
+        plain, got = flow(pair, ls.Direction(v), sources=sources), flow(pair, weighted, sources=sources)
+        for name in ("total", "heads", "mlps", "stream", "composition"):
+            assert_close(getattr(got, name), weight**0.5 * getattr(plain, name), 1e-10, name)
+        assert got.residual < 1e-6
+    lengths = truth(pair[0]).gradient(v, "hook_embed")[0].norm(dim=-1)
+    assert_close(got.total, weight**0.5 * lengths, tolerance(pair), "√w‖Jᵀv‖")
+    scores = ls.score(tiny.host(*pair), tiny.tokens(), weighted, position=POSITION, sites="embed")
+    assert_close(scores.values[0], got.total, 1e-6, "score")
+
+
 # Edges: gates on single edges of the pattern, on TransformerLens with plain hooks
 
 

@@ -217,6 +217,24 @@ def test_an_inner_direction(backend):
 
 
 @pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_one_weighted_cotangent_counts_by_the_root_of_its_weight(backend):
+    """√4 = 2 times what it is without a weight, predicted and measured alike."""
+    model = tiny.host("gpt2", backend)
+
+    def scope(weights):
+        return lambda state: ls.Cotangents(VECTOR[None].to(state.y), weights=weights)
+
+    plain, weighted = scope(None), scope(torch.tensor([4.0]))
+    for function in (patching.predict, patching.measure):
+        found = function(model, CLEAN, CORRUPTED, weighted, sites="resid_pre")
+        assert_close(found.values, 2 * function(model, CLEAN, CORRUPTED, plain, sites="resid_pre").values, 1e-12)
+    path = patching.predict(model, CLEAN, CORRUPTED, weighted, sites="embed", steps=400)
+    ends = path.meta["metric"]
+    change = ends["clean"] - ends["corrupted"]
+    assert_close(path.values.sum(), change, 1e-3, "what is predicted along the path adds up to what is measured")
+
+
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
 def test_a_target_left_out_is_the_clean_prediction(backend):
     model = tiny.host("gpt2", backend)
     top = int(model(torch.tensor([CLEAN]))[0, -1].argmax())
