@@ -238,6 +238,7 @@ def _result(
         total=totals.sum(0).to(kept),
         heads=parts["heads"],
         mlps=parts["mlps"],
+        skip=parts["skip"],
         stream=parts["stream"],
         composition=parts["composition"] if split else None,
         edges=None if books.edges is None else books.edges.to(kept),

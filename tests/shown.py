@@ -69,6 +69,7 @@ def flow(tokens, layers=2, heads=3, together=False, edges=True, seed=0):
         total=total,
         heads=torch.randn(rows, layers, heads, generator=generator),
         mlps=torch.randn(rows, layers, generator=generator),
+        skip=torch.randn(rows, layers, generator=generator),
         stream=stream,
         composition=None,
         edges=maps,

@@ -351,6 +351,7 @@ def test_dataframe_holds_every_number_once(whole):
         "stream": pos * (layers + 1) * pos,
         "head": pos * layers * heads,
         "mlp": pos * layers,
+        "skip": pos * layers,
     }
     one = frame[(frame.kind == "head") & (frame.source == 2) & (frame.layer == 1) & (frame["head"] == 3)]
     assert one.influence.tolist() == pytest.approx([float(whole.heads[2, 1, 3])])
@@ -422,3 +423,13 @@ def test_the_example_in_the_docstring():
 def test_the_docstring_names_every_argument():
     for name in inspect.signature(ls.flow).parameters:
         assert f"{name}:" in ls.flow.__doc__
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=tiny.host_id)
+def test_heads_and_what_goes_past_them_make_the_whole_in_every_block(pair):
+    flow = flow_of(pair, None, sources="each")
+    tolerance = 1e-5 if flow.total.dtype == torch.float32 else 1e-6
+    assert_close(flow.skip + flow.heads.sum(-1), flow.total[:, None].expand_as(flow.skip), tolerance, "skip + heads")
+    top = flow.top(100)
+    heads = top[top.kind == "head"].groupby("layer")["share"].sum()
+    assert heads.add(top.groupby("layer")["skip"].first()).tolist() == pytest.approx([1.0] * len(heads), abs=tolerance)

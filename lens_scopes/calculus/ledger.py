@@ -49,6 +49,7 @@ class Ledger:
     keep_edges: bool
     heads: list[Tensor] = field(default_factory=list)
     mlps: list[Tensor] = field(default_factory=list)
+    skip: list[Tensor] = field(default_factory=list)
     stream: list[Tensor] = field(default_factory=list)
     composition: list[Tensor] = field(default_factory=list)
     edges: list[Tensor] = field(default_factory=list)
@@ -84,11 +85,12 @@ class Ledger:
         after = self.gradients[STREAM["resid_post"].format(layer)]
         before = self._block["resid_pre"][1]
         if is_parallel(self.host, layer):
-            self._law((after * before).double().sum((1, 2)) + heads.sum(1) + self.mlps[-1])
+            self.skip.append((after * before).double().sum((1, 2)) + self.mlps[-1])
         else:
-            self._law((self.gradients[names["resid_mid"]] * before).double().sum((1, 2)) + heads.sum(1))
+            self.skip.append((self.gradients[names["resid_mid"]] * before).double().sum((1, 2)))
             middle = self._block["resid_mid"][1].reshape(after.shape)
             self._law((after * middle).double().sum((1, 2)) + self.mlps[-1])
+        self._law(self.skip[-1] + heads.sum(1))
         self._law(self.stream[-1].sum(-1))
         self._inside(heads, influence, names)
 
@@ -141,7 +143,7 @@ class Books:
     sources: int
     keep_edges: bool
     parts: dict[str, Tensor] = field(default_factory=dict)
-    """heads, mlps, stream and composition, each [source, ...]."""
+    """heads, mlps, skip, stream and composition, each [source, ...]."""
     edges: Float[Tensor, "edge layer head query key"] | None = None
     """Summed over the sources."""
     worst: float = 0.0
@@ -151,7 +153,7 @@ class Books:
         """Close a ledger whose lanes are [row, source] with these sources, and add it."""
         ledger.close()
         self.worst, self.worst_inside = max(self.worst, ledger.worst), max(self.worst_inside, ledger.worst_inside)
-        for name in ("heads", "mlps", "stream", "composition"):
+        for name in ("heads", "mlps", "skip", "stream", "composition"):
             part = torch.stack(getattr(ledger, name), 1)
             by_source = part.reshape(-1, len(sources), *part.shape[1:]).sum(0).cpu()
             if name not in self.parts:

@@ -97,12 +97,20 @@ def of_flow(flow: Flow, top: int, routes: "pd.DataFrame | None") -> Iterable[Any
     frame = flow.top(top)
     split = flow.composition is not None
     table = _table(
-        "influence", "share", *(("by queries", "by keys", "by values") if split else ()), first="", names="part"
-    )
+        "influence", "share", "past the block's heads", *(("by queries", "by keys", "by values") if split else ()),
+        first="", names="part",
+    )  # fmt: skip
     for row in frame.to_dict("records"):
         name = f"MLP {row['layer']}" if row["kind"] == "mlp" else f"{row['layer']}.{row['head']}"
         parts = [_percent(row[key], whole) if row["kind"] == "head" else "" for key in "qkv"] if split else []
-        table.add_row("", name, markup.number(row["influence"]), _percent(row["influence"], whole), *parts)
+        table.add_row(
+            "",
+            name,
+            markup.number(row["influence"]),
+            _percent(row["influence"], whole),
+            _percent(row["skip"], 1.0),
+            *parts,
+        )
     yield table
     if routes is not None:
         yield "Routes through the heads, each with its exact share:"

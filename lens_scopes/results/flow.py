@@ -1,4 +1,8 @@
-"""Flow, the result: every head's, MLP's and position's share of a scope score, adding up exactly."""
+"""Flow, the result: every head's, MLP's and position's share of a scope score, conserved at every cut.
+
+At every depth the positions sum to the total; in every block what goes through its heads and what goes past them
+(``skip``) do. Heads of different blocks do not: what goes through one goes through or past the next.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
 
     from lens_scopes.views.show import Shown
 
-_TENSORS = ("total", "heads", "mlps", "stream", "composition", "edges", "probes")
+_TENSORS = ("total", "heads", "mlps", "skip", "stream", "composition", "edges", "probes")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -28,6 +32,8 @@ class Flow:
     """The scope scores at the embedding (their sum where all sources go together)."""
     heads: Float[Tensor, "source layer head"]
     mlps: Float[Tensor, "source layer"]
+    skip: Float[Tensor, "source layer"]
+    """What goes past a block's heads: skip + Σ heads = total, in every block."""
     stream: Float[Tensor, "source depth pos"]
     """Where the influence sits at each depth: 0 is the input of the first block, l the output of block l − 1."""
     composition: Float[Tensor, "source layer head qkv"] | None
@@ -72,7 +78,7 @@ class Flow:
             msg = "all sources go together in this flow; run flow(..., sources='each') or sources=[...]"
             raise ValueError(msg)
         row = labelled.index_of({"source": self.sources}, "source", source)
-        rows = {name: getattr(self, name) for name in ("total", "heads", "mlps", "stream", "composition")}
+        rows = {name: getattr(self, name) for name in ("total", "heads", "mlps", "skip", "stream", "composition")}
         return replace(
             self,
             **{name: None if part is None else part[row : row + 1] for name, part in rows.items()},
@@ -88,7 +94,7 @@ class Flow:
             by = by.reshape(-1, *[1] * (part.ndim - 1))
             return torch.where(by == 0, 0.0, part / torch.where(by == 0, 1.0, by))
 
-        rows = {name: getattr(self, name) for name in ("total", "heads", "mlps", "stream", "composition")}
+        rows = {name: getattr(self, name) for name in ("total", "heads", "mlps", "skip", "stream", "composition")}
         return replace(
             self,
             **{name: None if part is None else divided(part, self.total) for name, part in rows.items()},
@@ -98,7 +104,11 @@ class Flow:
         )
 
     def top(self, k: int = 10) -> "pd.DataFrame":
-        """The heads and MLPs that carry most, summed over the sources: kind, layer, head, influence, share, Q, K, V."""
+        """The heads and MLPs that carry most, summed over the sources: kind, layer, head, influence, share, Q, K, V.
+
+        "skip" is the share of the total that goes past the heads of that block: with the block's heads it makes the
+        whole. Shares of different blocks do not sum to it.
+        """
         import pandas as pd
 
         total = float(self.total.sum())
@@ -117,6 +127,8 @@ class Flow:
             rows.append({"kind": "mlp", "layer": layer, "head": None, "influence": float(self.mlps[:, layer].sum())})
         frame = pd.DataFrame(rows)
         frame.insert(4, "share", frame.influence / total if total else 0.0)
+        past = self.skip.sum(0).tolist()
+        frame.insert(5, "skip", [past[layer] / total if total else 0.0 for layer in frame.layer])
         frame["head"] = frame["head"].astype("Int64")
         order = frame.influence.abs().sort_values(ascending=False, kind="stable").index
         return frame.loc[order].head(k).reset_index(drop=True)
@@ -150,7 +162,7 @@ class Flow:
         return self.replay(k, wanted, beam)
 
     def to_dataframe(self) -> "pd.DataFrame":
-        """Long form: kind (head, mlp, stream), source, layer or depth, head, pos, influence."""
+        """Long form: kind (head, mlp, skip, stream), source, layer or depth, head, pos, influence."""
         import pandas as pd
 
         together = bool(self.meta.get("together"))
@@ -160,6 +172,7 @@ class Flow:
         parts = {
             "head": (self.heads, {"source": rows, "layer": tuple(layers), "head": tuple(heads)}),
             "mlp": (self.mlps, {"source": rows, "layer": tuple(layers)}),
+            "skip": (self.skip, {"source": rows, "layer": tuple(layers)}),
             "stream": (
                 self.stream,
                 {"source": rows, "depth": tuple(range(self.stream.shape[1])), "pos": tuple(range(len(self.tokens)))},
@@ -194,6 +207,8 @@ class Flow:
         """
         tensors, header = files.load(path, "Flow")
         parts: dict[str, Any] = {name: tensors.get(name) for name in _TENSORS}
+        if parts["skip"] is None:  # 0.1.0 did not keep it
+            parts["skip"] = tensors["total"][:, None] - tensors["heads"].sum(-1)
         return cls(
             **parts,
             residual=header["residual"],

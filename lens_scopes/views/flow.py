@@ -52,7 +52,8 @@ def flow_grids(flow: "Flow", view: str, first: First = "show") -> list[Grid]:
     whole = float(flow.total[rows].double().sum())
     if view == "heads":
         branches = torch.cat([flow.heads, flow.mlps[..., None]], -1)[rows].double().sum(0)
-        return on_one_scale([_heads(flow, _shares(branches, whole), note, first)])
+        past = _shares(flow.skip[rows].double().sum(0), whole)
+        return on_one_scale([_heads(flow, _shares(branches, whole), past, note, first)])
     if view == "stream":
         stream = flow.stream[rows].double().sum(0)
         return on_one_scale([_stream(flow, _shares(stream, whole), note)], first)
@@ -114,13 +115,15 @@ def strongest_edges(flow: "Flow", k: int) -> list[Edge]:
     ]
 
 
-def _heads(flow: "Flow", shares: Float[Tensor, "layer branch"], note: str, first: First) -> Grid:
-    layers, branches = shares.shape
+def _heads(
+    flow: "Flow", shares: Float[Tensor, "layer branch"], past: Float[Tensor, " layer"], note: str, first: First
+) -> Grid:
+    branches = shares.shape[1]
     if flow.meta.get("together") and first != "show":
         note = "position 0 is in these sums: run flow(..., sources='each') to tell the sources apart"
     return Grid(
         shares.tolist(),
-        tuple(f"layer {layer}" for layer in range(layers)),
+        tuple(f"layer {layer} (past its heads {percent(part, 1.0)})" for layer, part in enumerate(past.tolist())),
         (*(f"H{head}" for head in range(branches - 1)), "MLP"),
         "share of the total",
         signed=True,
