@@ -1,10 +1,14 @@
 """From text to ids and back: the host's BOS rule, exact ids, chat templates, targets, and what tokens are called."""
 
+import warnings
+from dataclasses import replace
+
 import pytest
 import torch
 
 import lens_scopes as ls
 import tiny
+from lens_scopes.calculus.trace import trace
 from lens_scopes.host import Host, encode, token_id, token_texts
 
 pytestmark = pytest.mark.host
@@ -84,7 +88,7 @@ def test_a_plain_target(model):
     scores = ls.score(model, "The cat sat", ls.Semantic(" cat"))
     (found,) = scores.meta["targets"]
     assert (found["id"], found["text"]) == (target[0], " cat")
-    p = model(model.to_tokens("The cat sat"))[0, -1].double().softmax(-1)
+    p = model(model.to_tokens("The cat sat"))[0, -1].detach().double().softmax(-1)
     assert found["p"] == pytest.approx(float(p[target[0]]), rel=1e-5)
     assert found["rank"] == int((p > p[target[0]]).sum())
 
@@ -204,3 +208,67 @@ def test_the_vocabulary_can_be_wider_than_the_tokenizer(backend):
     assert known < tiny.VOCAB
     scores = ls.score(model, [5, known, tiny.VOCAB - 1], ls.Semantic(tiny.VOCAB - 1))
     assert len(scores.tokens) == 3
+
+
+# What was meant
+
+
+def word_level(*words: str):
+    """A tokenizer of whole words, with one for all that it does not know."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(("<unk>", "<s>", *words))}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    import transformers
+
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", unk_token="<unk>")
+
+
+class WithTokenizer:
+    """What ``token_id`` looks at of a host."""
+
+    name, vocab = "toy", 10
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+
+def test_what_is_unknown_is_no_target():
+    host = WithTokenizer(word_level("the", "dog", "sees", "a"))
+    assert token_id(host, "sees") == 4
+    assert token_id(host, "<unk>") == 0  # asked for by name
+    for text in ("Wolkenkratzer", "sees the", "Wolken kratzer"):
+        with pytest.raises(ValueError, match=r"is not (in the vocabulary|one token) of toy"):
+            token_id(host, text)
+
+
+def test_a_word_without_its_blank_is_doubted_where_the_other_is_likelier(model):
+    """ " cat" and "cat" are two tokens of a byte-level tokenizer."""
+    ids = model.tokenizer.encode("The cat sat", add_special_tokens=False)
+    state = trace(Host(model), torch.tensor([ids]), [], [len(ids) - 1]).state(0, 0)
+    (twin,), (bare,) = (model.tokenizer.encode(text, add_special_tokens=False) for text in (" cat", "cat"))
+    likely = replace(state, logits=torch.zeros_like(state.logits).index_fill(0, torch.tensor([twin]), 3.0))
+    with pytest.warns(
+        UserWarning, match=rf"'cat' \(id {bare}, .* differs by a blank from ' cat' \(id {twin}, p .*likelier"
+    ):
+        found = ls.Semantic("cat")(likely)
+    assert found.notes == {"target": bare}  # what was written is what is explained
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ls.Semantic(" cat")(likely)
+        ls.Semantic(bare)(likely)
+        ls.Semantic("cat")(replace(state, logits=torch.zeros_like(state.logits)))
+
+
+def test_a_string_of_several_tokens_is_told_its_twin(model):
+    pieces = model.tokenizer.encode("dog", add_special_tokens=False)
+    (twin,) = model.tokenizer.encode(" dog", add_special_tokens=False)
+    assert len(pieces) > 1
+    with pytest.raises(ValueError, match=rf"'dog' is not one token .*; did you mean ' dog' \(id {twin}\)\?"):
+        token_id(Host(model), "dog")
+
+
+def test_a_rendered_template_gets_one_bos(model):
+    bos = model.tokenizer.bos_token
+    ids = encode(Host(model), f"{bos}The cat")
+    assert ids.tolist() == [model.tokenizer.bos_token_id, *model.tokenizer.encode("The cat", add_special_tokens=False)]

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lens_scopes.results.flow import Flow
-from lens_scopes.results.provenance import UNITS, scope_text
+from lens_scopes.results.provenance import UNITS, scope_text, tokens_of
 from lens_scopes.results.scores import Scores
 from lens_scopes.sites import EMBED
 from lens_scopes.views import markup
@@ -162,5 +162,7 @@ def _table(*numbers: str, first: str = "pos", names: str = "token") -> Table:
 
 def _prediction(scores: Scores | Flow, n: int) -> str:
     position, top = scores.meta["positions"][n], scores.meta["predictions"][n]
-    guesses = ", ".join(f"{markup.visible(guess['text'])} {guess['p']:.1%}" for guess in top[:3])
-    return f"After position {position} the model predicts: {guesses}"
+    guesses = ", ".join(f"{markup.named(guess['text'])} {guess['p']:.1%}" for guess in top[:3])
+    about = tokens_of(scores.meta["targets"][n])
+    aim = f"Explained: {' against '.join(map(markup.explained, about))}. " if about else ""
+    return f"{aim}After position {position} the model predicts: {guesses}"

@@ -46,7 +46,7 @@ def encode(host: Host, prompt: Prompt) -> Int[Tensor, " pos"]:
 def _ids(host: Host, prompt: Prompt) -> Tensor:
     if isinstance(prompt, str):
         _tokenizer(host, "a string prompt")
-        return host.model.to_tokens(prompt, truncate=False)[0] if prompt else torch.tensor([], dtype=torch.long)
+        return _text_ids(host, prompt) if prompt else torch.tensor([], dtype=torch.long)
     if isinstance(prompt, Tensor):
         if prompt.dtype.is_floating_point or prompt.ndim not in (1, 2) or (prompt.ndim == 2 and len(prompt) != 1):
             got = f"{prompt.dtype} {tuple(prompt.shape)}"
@@ -73,6 +73,14 @@ def _chat(host: Host, messages: list[dict[str, str]]) -> Tensor:
         messages, tokenize=False, add_generation_prompt=messages[-1].get("role") != "assistant"
     )
     return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
+
+
+def _text_ids(host: Host, prompt: str) -> Int[Tensor, " pos"]:
+    """The host's own rule; but a text that begins with the BOS (a rendered chat template) does not get another."""
+    ids = host.model.to_tokens(prompt, truncate=False)[0]
+    bos, text = host.tokenizer.bos_token_id, host.tokenizer.bos_token
+    twice = text and prompt.startswith(text) and not prompt.startswith(text * 2) and ids[:2].tolist() == [bos, bos]
+    return ids[1:] if twice else ids
 
 
 def _tokenizer(host: Host, what: str) -> Any:
@@ -112,7 +120,8 @@ def token_id(host: Host, token: str | int) -> int:
     tokens that begin with a blank.
 
     Raises:
-        ValueError: text that is not one token (its pieces and ids are listed), or an id outside the vocabulary.
+        ValueError: text that is not one token (its pieces and ids are listed) or unknown to the tokenizer, or an id
+            outside the vocabulary.
         TypeError: neither text nor an integer.
 
     """
@@ -125,18 +134,47 @@ def token_id(host: Host, token: str | int) -> int:
             raise ValueError(msg)
         return token
     tokenizer = _tokenizer(host, f"the target {token!r}")
+    found = _one_token(tokenizer, token)
+    if found is not None:
+        return found
     plain = tokenizer.encode(token, add_special_tokens=False)
+    pieces = list(zip(tokenizer.convert_ids_to_tokens(plain), plain, strict=True))
+    other = twin_text(token)
+    twin = _one_token(tokenizer, other) if other else None
+    if twin is not None:
+        hint = f"; did you mean {other!r} (id {twin})?"
+    else:
+        hint = f"; write one of their ids, e.g. {plain[0]}" if len(pieces) > 1 else ""
+    if getattr(tokenizer, "unk_token_id", None) in plain:
+        msg = f"{token!r} is not in the vocabulary of {host.name}: its tokenizer gives {pieces}{hint}"
+    else:
+        msg = f"{token!r} is not one token of {host.name} but {len(pieces)}: {pieces}{hint}"
+    raise ValueError(msg)
+
+
+def _one_token(tokenizer: Any, text: str) -> int | None:
+    """The id of a text that is one token, else None; never the one for what is unknown, unless it is asked for."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    plain = tokenizer.encode(text, add_special_tokens=False)
     if len(plain) == 1:
-        return int(plain[0])
+        return int(plain[0]) if plain[0] != unknown or text == tokenizer.unk_token else None
     for anchor in ("a", ".", "0"):
         alone = tokenizer.encode(anchor, add_special_tokens=False)
-        after = tokenizer.encode(anchor + token, add_special_tokens=False)
-        if after[: len(alone)] == alone and len(after) == len(alone) + 1:
+        after = tokenizer.encode(anchor + text, add_special_tokens=False)
+        if unknown not in after and after[: len(alone)] == alone and len(after) == len(alone) + 1:
             return int(after[-1])
-    pieces = list(zip(tokenizer.convert_ids_to_tokens(plain), plain, strict=True))
-    first = f"; did you mean {pieces[0][0]!r} (id {pieces[0][1]})?" if pieces else ""
-    msg = f"{token!r} is not one token of {host.name} but {len(pieces)}: {pieces}{first}"
-    raise ValueError(msg)
+    return None
+
+
+def twin_text(text: str) -> str:
+    """The same with a leading blank where it has none, and without where it has one."""
+    return text.removeprefix(" ") if text.startswith(" ") else f" {text}"
+
+
+def twin_id(host: Host, text: str) -> int | None:
+    """The token that differs from a text by a leading blank; None where there is none."""
+    other = twin_text(text)
+    return _one_token(host.tokenizer, other) if host.tokenizer is not None and other else None
 
 
 def token_texts(host: Host, ids: Sequence[int]) -> tuple[str, ...]:

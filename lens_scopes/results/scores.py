@@ -217,7 +217,8 @@ class Scores:
     def __repr__(self) -> str:
         """One line."""
         shape = ", ".join(f"{dim}={size}" for dim, size in zip(self.dims, self.values.shape, strict=True))
-        return f"Scores({shape}; {scope_text(self.meta, '?')}, {self.units}, {self.meta.get('model', '?')})"
+        times = f" × {along}" if (along := self.meta.get("along")) else ""
+        return f"Scores({shape}; {scope_text(self.meta, '?')}{times}, {self.units}, {self.meta.get('model', '?')})"
 
     def _repr_html_(self) -> str:
         """A token strip or a table of sites by tokens: escaped, inline style, no script; fits untrusted notebooks."""

@@ -1,5 +1,6 @@
 """The Semantic Scope: the sensitivity of one logit, or of a logit difference (arXiv 2601.16407)."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,9 @@ from lens_scopes.scopes.state import Cotangents, FinalState
 
 Token = str | int
 
+# A target is doubted where its twin with or without a blank is so many times likelier.
+_TWIN = 10
+
 
 @dataclass(frozen=True)
 class Semantic:
@@ -21,8 +25,11 @@ class Semantic:
         versus: the token whose logit is subtracted: v = w̃_target − w̃_versus. Unlike a single logit, a difference does
             not depend on whether the unembedding is centred.
 
+    Warns (when called): a string whose twin with (or without) a leading blank is ten times likelier; ids never warn.
+
     Raises (when called):
-        ValueError: a string that is not one token, an id outside the vocabulary, or not one target per position.
+        ValueError: a string that is not one token or unknown to the tokenizer, an id outside the vocabulary, or not
+            one target per position.
 
     """
 
@@ -67,7 +74,7 @@ class Semantic:
                 msg = "Semantic() aims at the top-1 of one state, and was asked about many: resolve(state) it first"
                 raise ValueError(msg)
             target = int(state.logits.argmax())
-        return state.token_id(target), None if versus is None else state.token_id(versus)
+        return _id(target, state), None if versus is None else _id(versus, state)
 
     def _pick(self, name: str, state: FinalState) -> Token | None:
         """The token for this position out of "one for all" or "one per requested position"."""
@@ -81,3 +88,19 @@ class Semantic:
             )
             raise ValueError(msg)
         return wanted[state.index]
+
+
+def _id(token: Token, state: FinalState) -> int:
+    """The token's id; with a warning where the text with (or without) a leading blank is what the model would say."""
+    found = state.token_id(token)
+    if isinstance(token, str) and state.logits.ndim == 1:
+        twin = state.twin(token)
+        if twin is not None and state.probs[twin] >= _TWIN * state.probs[found]:
+            other = token.removeprefix(" ") if token.startswith(" ") else f" {token}"
+            p, q = float(state.probs[found]), float(state.probs[twin])
+            msg = (
+                f"the target {token!r} (id {found}, p {p:.2g}) differs by a blank from {other!r} (id {twin}, "
+                f"p {q:.2g}): the model finds that far likelier; write {other!r} if it is meant, else the id {found}"
+            )
+            warnings.warn(msg, UserWarning, stacklevel=2)
+    return found

@@ -100,6 +100,7 @@ def on_one_scale(grids: Sequence[Grid], first: First = "show", by_row: bool = Fa
     check_first(first)
     if first != "show":
         grids = [_without_first(grid, share=first == "share") for grid in grids]
+    by_row = by_row and any(len(grid.rows) > 1 for grid in grids)  # a strip has no name to say its end
     if by_row and len(own := {end for grid in grids for end, _ in _ends(grid)}) > 1:
         floor = _ROUNDING * max(own)
         if max(own) > _SINK * max(min(own), floor):

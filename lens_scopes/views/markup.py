@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lens_scopes.results.provenance import tokens_of
+from lens_scopes.results.provenance import Token, tokens_of
 
 Matrix = Sequence[Sequence[float]]
 
@@ -46,6 +46,21 @@ def visible(text: str, longest: int = 24) -> str:
     if len(shown) > longest:
         shown = shown[: longest - 1] + "…"
     return shown
+
+
+def named(text: str, longest: int = 24) -> str:
+    """A token by itself, in words: ``visible``, and blanks at its ends are seen; not escaped."""
+    bare = text.strip(" ")
+    if not bare:
+        return visible(text, longest)
+    left, right = len(text) - len(text.lstrip(" ")), len(text) - len(text.rstrip(" "))
+    return "␣" * left + visible(bare, longest) + "␣" * right
+
+
+def explained(token: Token) -> str:
+    """A token that is explained, with how likely the model finds it and its rank where that is known; not escaped."""
+    known = f" ({token['p']:.2%}, rank {token['rank']})" if "p" in token and "rank" in token else ""
+    return f"“{named(token['text'])}”{known}"
 
 
 def escaped(text: str) -> str:
@@ -245,12 +260,15 @@ def predictions(meta: Mapping[str, Any], most: int = 3) -> str:
     for n, (position, top) in known[-most:]:
         guesses = "".join(
             f'<span style="margin-right:10px;display:inline-block;white-space:nowrap">'
-            f'<span style="{_CELL}">{token(guess["text"])}</span> {guess["p"]:.1%}</span>'
+            f'<span style="{_CELL}">{html.escape(named(guess["text"]), quote=True)}</span> {guess["p"]:.1%}</span>'
             for guess in top
         )
         about = tokens_of(meta["targets"][n]) if meta.get("targets") else []
-        named = [f"“{token(one['text'].strip(' ') or one['text'])}”" for one in about]
-        aim = f"explained: {' against '.join(named)}; " if named else ""
+        aim = (
+            f"explained: {' against '.join(html.escape(explained(one), quote=True) for one in about)}; "
+            if about
+            else ""
+        )
         lines.append(f'<div style="opacity:.8;font-size:90%">{aim}predicted after position {position}: {guesses}</div>')
     more = f"({len(known) - most} earlier positions are explained too)" if len(known) > most else ""
     return (remark(more) if more else "") + "".join(lines)

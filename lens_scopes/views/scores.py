@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lens_scopes.results.provenance import UNITS, scope_text
+from lens_scopes.results.provenance import UNITS, scope_text, tokens_of
 from lens_scopes.sites import EMBED, layer_of
 from lens_scopes.views import markup
 from lens_scopes.views.grids import First, Grid, on_one_scale
@@ -54,7 +54,9 @@ def scores_grids(scores: "Scores", view: str, first: First = "show") -> list[Gri
 
 def scores_title(scores: "Scores") -> str:
     """What was asked of which model; of effects of patches, whether they were predicted or measured."""
-    asked = f"{scope_text(scores.meta)} on {scores.meta.get('model', 'a model')}"
+    along = scores.meta.get("along") if "patching" not in scores.meta else None
+    times = {"activation": " × activation", "tensor": " × direction"}.get(along or "", "")
+    asked = f"{scope_text(scores.meta)}{times} on {scores.meta.get('model', 'a model')}"
     return f"{scores.meta['patching']} effects of patches: {asked}" if "patching" in scores.meta else asked
 
 
@@ -102,8 +104,7 @@ def _one_line(scores: "Scores") -> tuple["Scores", str]:
 def _slices(scores: "Scores") -> list[tuple[str, tuple[str, ...], Tensor]]:
     """The values as tables [row, pos], each with a name and its rows' labels."""
     values = scores.values.movedim(scores.dims.index("pos"), -1)
-    said = zip(scores.meta.get("positions", ()), scores.meta.get("predictions", ()), strict=False)
-    next_token = {position: top[0]["text"] for position, top in said if top}
+    about = _next_tokens(scores)
     others = [dim for dim in scores.dims if dim != "pos"]
     if not others:
         return [("", ("",), values[None])]
@@ -111,11 +112,11 @@ def _slices(scores: "Scores") -> list[tuple[str, tuple[str, ...], Tensor]]:
     tables = [("", values)]
     for dim in outer:
         tables = [
-            (f"{name} {label_text(dim, label, next_token)}".strip(), part)
+            (f"{name} {label_text(dim, label, about)}".strip(), part)
             for name, block in tables
             for label, part in zip(scores.coords[dim], block, strict=True)
         ]
-    labels = tuple(label_text(row, label, next_token) for label in scores.coords[row])
+    labels = tuple(label_text(row, label, about) for label in scores.coords[row])
     return [(name, labels, part) for name, part in tables]
 
 
@@ -135,11 +136,24 @@ def _largest(scores: "Scores") -> str:
     return markup.heading(f"the {len(rows)} largest") + markup.numbers(("position", "token", "where", "score"), rows)
 
 
-def label_text(dim: str, label: Any, next_token: Mapping[int, str] = MappingProxyType({})) -> str:
-    """A label of an axis in words; a target position with what is predicted there."""
+def _next_tokens(scores: "Scores") -> dict[int, str]:
+    """By position, in words: the token explained there, else what is predicted."""
+    positions = scores.meta.get("positions", ())
+    found = {}
+    for position, top in zip(positions, scores.meta.get("predictions", ()), strict=False):
+        if top:
+            found[position] = f"predicts {markup.named(top[0]['text'])}"
+    for position, target in zip(positions, scores.meta.get("targets") or (), strict=False):
+        if target is not None:
+            found[position] = " against ".join(markup.named(one["text"]) for one in tokens_of(target))
+    return found
+
+
+def label_text(dim: str, label: Any, about: Mapping[int, str] = MappingProxyType({})) -> str:
+    """A label of an axis in words; a target position with the token that is explained there."""
     if dim == "site":
         layer, kind = layer_of(str(label)), str(label).rsplit("hook_", 1)[-1]
         return kind if layer is None else f"{layer} {kind}"
     if dim == "target_pos":
-        return f"target {label}" + (f" → {markup.visible(next_token[label])}" if label in next_token else "")
+        return f"target {label}" + (f": {about[label]}" if label in about else "")
     return f"{dim} {label}"
