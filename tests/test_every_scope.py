@@ -248,3 +248,37 @@ def test_keys_of_meta_are_in_the_schema():
     body = source[source.index("class Meta") : source.index("def tokens_of")]
     for key in Meta.__annotations__:
         assert re.search(rf'^    {key}: .+\n    """.+\."""', body, re.M), f"{key} has no sentence"
+
+
+@pytest.mark.parametrize("name", ["sites", "one site", "a strip", "heads", "signed", "an estimate", "positions", "words",
+                                  "strips", "flow", "flow of each", "predicted", "measured"])  # fmt: skip
+def test_colours_and_numbers_of_a_page_are_those_of_the_tensor(name):
+    """Every cell: the number on hover, its row's or the legend's end, and the colour that these two make."""
+    from lens_scopes.views import markup
+
+    made = results()
+    made["strips"] = ls.score(model(), CLEAN, ls.Semantic(7, 9), position="all", sites="embed")
+    for view in choosing.views(made[name]):
+        if view == "edges":
+            continue
+        page = choosing.body(made[name], view)
+        grids = choosing.grids(made[name], view)
+        expected = [
+            (f"{value:.3g}", markup.colour(value, end)[0])
+            for grid in grids
+            for line, end in zip(grid.values, grid.ends or (grid.largest,) * len(grid.rows), strict=True)
+            for value in line
+        ]
+        cells = re.findall(r'<(?:td|span) style="([^"]*background:[^"]*)" title="([^"]*)"', page)
+        found = [
+            (hover.rsplit(": ", 1)[1], re.search(r"background:(rgb\([^)]*\)|#\w+)", style)[1]) for style, hover in cells
+        ]
+        assert found == expected
+        shades = {shade for _, shade in found}
+        assert len(shades) > 1 or len(grids[0].columns) == 1  # no table in one colour
+        by_row = any(grid.ends for grid in grids)
+        assert ("its end is in brackets" in page) == by_row
+        if by_row:
+            assert all(f"[{markup.number(end)}]" in page for grid in grids for end in grid.ends)
+        else:
+            assert markup.number(grids[0].largest) in page
