@@ -1,7 +1,9 @@
 # make demo    the main job on the model that ships with the package; writes demo.html
 # make test    the whole test suite
 # make check   ruff, pyright, tests
-# make tutorials  runs the notebooks and writes them as pages to build/tutorials
+# make docs    the documentation site, with every notebook run once, in build/docs (needs Python 3.11)
+# make dist    wheel and sdist, checked, and the wheel tried in an environment of its own
+# make coverage  which lines the tests reach: a report, no limit
 # make matrix  the tests that talk to TransformerLens, again on 4.3 and 2.18
 # make clean   removes what the others made
 #
@@ -14,7 +16,7 @@ PYTEST := -m pytest -n $(WORKERS) --dist loadfile
 # An int is a float (PEP 484), which beartype has to be told.
 TYPES := "--jaxtyping-packages=lens_scopes,beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 
-.PHONY: demo test check lint typed tutorials matrix matrix-4.3 matrix-2.18 clean
+.PHONY: demo test check lint typed docs matrix matrix-4.3 matrix-2.18 clean
 .DEFAULT_GOAL := test
 .DELETE_ON_ERROR:
 
@@ -37,8 +39,13 @@ typed: .venv/installed-dev
 	.venv/bin/python $(PYTEST) -m "not wrong_types and not slow" $(TYPES) \
 		--ignore=tests/test_tutorials.py --ignore=tests/test_browser.py
 
-tutorials: .venv/installed-dev
-	.venv/bin/python tutorials/render.py
+# Offline, and every warning is an error. Sphinx 9 wants Python 3.11.
+docs: .venv/installed-docs
+	@if .venv/bin/python -c "import sys; sys.exit(sys.version_info < (3, 11))"; then \
+		set -e; rm -rf build/docs; \
+		HF_HUB_OFFLINE=1 .venv/bin/python -m sphinx -q -n -W --keep-going -d build/doctrees docs build/docs; \
+		.venv/bin/python docs/offsite.py build/docs; \
+	else echo "make docs is skipped: it needs Python 3.11 or newer, .venv has $$(.venv/bin/python --version)"; fi
 
 matrix: matrix-4.3 matrix-2.18
 
@@ -66,6 +73,10 @@ $(1)/installed: $(1)/made pyproject.toml
 $(1)/installed-dev: $(1)/installed
 	$(1)/bin/python -m pip install -qq -c constraints/$(2).txt -e ".[dev]"
 	@touch $$@
+
+$(1)/installed-docs: $(1)/installed
+	$(1)/bin/python -m pip install -qq -c constraints/$(2).txt -e ".[docs]"
+	@touch $$@
 endef
 
 $(eval $(call environment,.venv,tl-3.9))
@@ -73,5 +84,5 @@ $(eval $(call environment,.venv-4.3,tl-4.3))
 $(eval $(call environment,.venv-2.18,tl-2.18))
 
 clean:
-	rm -rf .venv .venv-4.3 .venv-2.18 build dist .pytest_cache .ruff_cache .hypothesis demo.html
+	rm -rf .venv .venv-4.3 .venv-2.18 build dist docs/tutorials .pytest_cache .ruff_cache .hypothesis demo.html
 	find lens_scopes tests -name __pycache__ -type d -prune -exec rm -rf {} +
