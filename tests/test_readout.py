@@ -145,3 +145,19 @@ def test_half_precision_scores_are_float32_and_close(pair, dtype):
     assert half.values.dtype == torch.float32
     assert half.meta["dtype"] == str(dtype).removeprefix("torch.")
     assert_close(half.values, full.values, 0.1)
+
+
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_an_edit_that_leaves_no_trace_is_seen(backend):
+    """``.data`` does not count versions: the norm made constant, and the unembedding centred, after a first score."""
+    model = tiny.fresh_host("llama", backend)
+    ids = tiny.tokens()
+    before = ls.score(model, ids, ls.Temperature(), sites="embed")
+    assert not before.meta["folded"]
+    for parameter in model.ln_final.parameters():
+        parameter.data.fill_(1)
+    with pytest.raises(ValueError, match="folded"):
+        ls.score(model, ids, ls.Temperature(), sites="embed")
+    assert not before.meta["centred"]
+    model.W_U.data.sub_(model.W_U.data.mean(1, keepdim=True))
+    assert ls.score(model, ids, ls.Semantic(7), sites="embed").meta["centred"]

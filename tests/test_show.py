@@ -203,7 +203,7 @@ def test_caps_say_what_is_left_out(tmp_path):
     assert "strongest edges" in shown.static
     assert "200 x 200" in shown.save(tmp_path / "long.html").read_text(encoding="utf-8")
     one = flow(["w"] * 140, layers=1, heads=2).show("edges")
-    assert one.note == "the head with the strongest edges, strongest first; 1 others are not drawn"
+    assert one.note == "the head whose edges have the largest sums of magnitudes, largest first; 1 others are not drawn"
     shown = scores(["w"] * 3000, sites=40).show("layers")
     assert len(data(shown)[0]["props"]["labels"]) == 21
     assert "21 of 40 rows" in shown.note

@@ -53,6 +53,9 @@ def raw_logits(host: Host, y: Float[Tensor, "*batch d_model"]) -> Float[Tensor, 
     return host.model.unembed(y.reshape(1, -1, y.shape[-1])).reshape(*y.shape[:-1], -1)
 
 
+# Rows of the unembedding whose numbers are compared with those of an earlier call.
+_LOOKED_AT = 256
+
 _known: "weakref.WeakKeyDictionary[Any, tuple[tuple, Readout]]" = weakref.WeakKeyDictionary()
 
 
@@ -75,11 +78,20 @@ def read_out(host: Host, tokens: Int[Tensor, "batch pos"]) -> Readout:
 
 
 def _fingerprint(host: Host) -> tuple:
-    """Changes whenever the unembedding or the final norm is replaced, processed, edited in place, moved or cast."""
+    """Changes whenever the unembedding or the final norm is replaced, processed, edited in place, moved or cast.
+
+    Edits through ``.data`` leave no trace but the numbers: those of the norm are looked at, and some rows of W_U.
+    """
     norm = getattr(host.model, "ln_final", None)
-    parameters = [*(norm.parameters() if norm is not None else ()), host.model.W_U]
+    weight = host.model.W_U
+    parameters = [*(norm.parameters() if norm is not None else ()), weight]
     flags = tuple(getattr(host.model, name, None) for name in ("_weights_processed", "compatibility_mode"))
-    return (flags, *((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in parameters))
+    flags += (getattr(host.cfg, "output_logits_soft_cap", None),)
+    looked_at = [*parameters[:-1], weight[:, :: max(1, weight.shape[1] // _LOOKED_AT)]]
+    with torch.no_grad():
+        sums = [tuple(x.detach().double().flatten().add(k).square().sum().item() for k in (0, 1)) for x in looked_at]
+    made = ((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in parameters)
+    return (flags, *sums, *made)
 
 
 @torch.no_grad()

@@ -136,8 +136,8 @@ def _edges(flow: Flow, about_first: str) -> tuple[list[Figure], str]:
         return [], f"maps of {size} edges are more than an interactive view can draw; the strongest are listed"
     edges = flow.edges[..., :end, :end]
     strength = edges.abs().sum((0, 3, 4))
-    order = strength.flatten().argsort(descending=True, stable=True)[:room].tolist()
-    heads = [divmod(i, strength.shape[1]) for i in order]
+    ranked = strength.flatten().argsort(descending=True, stable=True)[:room].tolist()
+    heads = [divmod(i, strength.shape[1]) for i in ranked]
     names, maps = [], []
     for layer, head in heads:
         for kind, name in enumerate(EDGE_KINDS):
@@ -157,7 +157,11 @@ def _edges(flow: Flow, about_first: str) -> tuple[list[Figure], str]:
         note += f"; edges at position 0 reach {markup.number(full)}"
     left = strength.numel() - len(heads)
     those = "the head" if len(heads) == 1 else f"the {len(heads)} heads"
-    capped = f"{those} with the strongest edges, strongest first; {left} others are not drawn" if left else ""
+    capped = (
+        f"{those} whose edges have the largest sums of magnitudes, largest first; {left} others are not drawn"
+        if left
+        else ""
+    )
     said = "; ".join(filter(None, (about_first, capped)))
     return [Figure(made.component, made.props, made.height, note=note)], said
 
