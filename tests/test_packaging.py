@@ -38,6 +38,18 @@ def test_constraints_pin_what_matters(name):
         assert int(pins["pyarrow"].split(".")[0]) < 26
 
 
+def test_one_address():
+    """Every address on GitHub that could be ours is the repository's."""
+    ours = re.compile(r"github(?:usercontent)?\.com/(lens[-_]scopes/[\w-]+)")
+    names = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("*.md")] + ["pyproject.toml", "CITATION.cff"]
+    names += [
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.*") if path.suffix in (".md", ".py")
+    ]
+    found = {name: set(ours.findall(read(name))) for name in names}
+    assert set.union(*found.values()) == {"lens-scopes/lens_scopes"}
+    assert all(found[name] for name in ("README.md", "pyproject.toml", "CITATION.cff", "SECURITY.md"))
+
+
 def test_the_matrix_and_the_makefile_agree():
     makefile = read("Makefile")
     for path in (ROOT / "constraints").glob("tl-*.txt"):
