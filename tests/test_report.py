@@ -118,3 +118,13 @@ def test_a_large_report_stays_under_3_mb(tmp_path):
     words = [f" word{i}" for i in range(64)]
     path = ls.report([scores(words, sites=13), flow(words, layers=12, heads=12)], tmp_path / "r.html")
     assert path.stat().st_size < 3_000_000
+
+
+def test_results_about_two_prompts_have_headings_of_their_own(tmp_path):
+    other = scores(["other", *WORDS[1:]])
+    text = read(ls.report([scores(WORDS), other], tmp_path / "r.html"))
+    heads = re.findall(r"<h2 id=[^>]*>(.*?)</h2>", text)
+    links = re.findall(r'<a href="#[^"]*">(.*?)</a>', text)
+    assert heads == links
+    assert len(set(heads)) == 2
+    assert [head[:3] for head in heads] == ["1. ", "2. "]

@@ -11,6 +11,9 @@ from lens_scopes.views import choosing, circuits, explorer, markup
 from lens_scopes.views.circuits import Figure
 from lens_scopes.views.grids import First, check_first
 
+# Characters of a prompt in a heading that has to be told from others.
+_END = 30
+
 _STYLE = (
     "h1{font-size:20px}h2{font-size:16px;margin:28px 0 4px;border-top:1px solid #8888;padding-top:14px}"
     ".view{margin:14px 0}summary{cursor:pointer;opacity:.85;margin:6px 0}"
@@ -55,15 +58,14 @@ def page(results_: Any, *, title: str | None = None, first: First = "show") -> s
         raise ValueError(msg)
     written = _Page(first)
     names = [f"result-{i}" for i in range(len(shown))]
-    pending = iter(names)
+    titles = [markup.escaped(title) for title in _titles(shown)]
+    pending = iter(zip(names, titles, strict=True))
     body = "".join(
-        f"<p>{markup.escaped(item)}</p>" if isinstance(item, str) else written.section(item, next(pending))
+        f"<p>{markup.escaped(item)}</p>" if isinstance(item, str) else written.section(item, *next(pending))
         for item in items
     )
     heading = title or f"{choosing.title(shown[0])}: report"
-    links = [
-        f'<a href="#{name}">{markup.escaped(choosing.title(one))}</a>' for name, one in zip(names, shown, strict=True)
-    ]
+    links = [f'<a href="#{name}">{said}</a>' for name, said in zip(names, titles, strict=True)]
     nav = f"<nav>{''.join(links)}</nav>" if len(shown) > 1 else ""
     data = f'<script type="application/json" id="lens-explorers">{circuits.to_json(written.explorers)}</script>\n'
     return circuits.page(
@@ -75,6 +77,16 @@ def page(results_: Any, *, title: str | None = None, first: First = "show") -> s
     )
 
 
+def _titles(shown: Sequence[Any]) -> list[str]:
+    """A title for each result; of several, numbered, and with the end of the prompt where prompts differ."""
+    titles = [choosing.title(one) for one in shown]
+    if len(shown) == 1:
+        return titles
+    prompts = ["".join(getattr(one, "tokens", ())) for one in shown]
+    ends = [f", “{'…' * (len(p) > _END)}{p[-_END:]}”" if p and len(set(prompts)) > 1 else "" for p in prompts]
+    return [f"{n}. {title}{end}" for n, (title, end) in enumerate(zip(titles, ends, strict=True), 1)]
+
+
 class _Page:
     """Collects what the sections need: figures and explorers, by the names of their places."""
 
@@ -84,9 +96,9 @@ class _Page:
         self.explorers: list[dict[str, Any]] = []
         self.prompt: tuple[Any, ...] = ()
 
-    def section(self, result: Any, name: str) -> str:
+    def section(self, result: Any, name: str, title: str) -> str:
         """A result: prompt and prediction where they are new, then its views and where it comes from."""
-        parts = [f'<h2 id="{name}">{markup.escaped(choosing.title(result))}</h2>']
+        parts = [f'<h2 id="{name}">{title}</h2>']
         meta = getattr(result, "meta", {})
         tokens = getattr(result, "tokens", ())
         if tokens and self.prompt != (tokens, meta.get("positions")):
