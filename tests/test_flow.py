@@ -3,6 +3,7 @@
 import doctest
 import functools
 import inspect
+import json
 import sys
 from contextlib import nullcontext
 from html.parser import HTMLParser
@@ -357,6 +358,37 @@ def test_dataframe_holds_every_number_once(whole):
     assert one.influence.tolist() == pytest.approx([float(whole.heads[2, 1, 3])])
     one = frame[(frame.kind == "stream") & (frame.source == 4) & (frame.depth == 1) & (frame.pos == 5)]
     assert one.influence.tolist() == pytest.approx([float(whole.stream[4, 1, 5])])
+
+
+def test_a_dataset_has_the_same_numbers_and_labels(whole):
+    pytest.importorskip("xarray")
+    found = whole.to_xarray()
+    axes = {
+        "total": ("source",),
+        "heads": ("source", "layer", "head"),
+        "mlps": ("source", "layer"),
+        "skip": ("source", "layer"),
+        "stream": ("source", "depth", "pos"),
+        "composition": ("source", "layer", "head", "qkv"),
+        "edges": ("edge", "layer", "head", "query", "key"),
+    }
+    assert {name: part.dims for name, part in found.data_vars.items()} == axes
+    for name in axes:
+        assert torch.equal(torch.as_tensor(found[name].values), getattr(whole, name)), name
+    assert found.sel(source=2, layer=1, head=3).heads.item() == float(whole.heads[2, 1, 3])
+    assert found.edges.sel(edge="pattern", layer=0, head=1, query=4, key=2).item() == float(whole.edges[1, 0, 1, 4, 2])
+    assert found.composition.sel(qkv="v").values.tolist() == whole.composition[..., 2].tolist()
+    assert tuple(found.token.values) == whole.tokens
+    assert found.token.dims == ("pos",)
+    assert found.attrs["residual"] == whole.residual
+    assert json.loads(found.attrs["meta"]) == json.loads(json.dumps(whole.meta))
+    one = whole.sel(source=3).to_xarray()
+    assert one.source.values.tolist() == [3]
+    assert "edges" not in one
+    estimate = flow_of(("gpt2", tiny.BACKENDS[0]), torch.float32, scope=ls.Fisher(4)).to_xarray()
+    assert estimate.source.values.tolist() == ["all"]
+    assert estimate.stderr.dims == ("source",)
+    assert estimate.stderr.item() > 0
 
 
 def test_html_is_well_formed_and_safe():

@@ -1,6 +1,8 @@
 """Scores: labels, parts, sums, words, tables, files."""
 
+import json
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -159,6 +161,38 @@ def test_the_table_has_a_row_for_every_value():
     assert list(scores.sum("pos").to_dataframe().columns) == ["site", "score", "stderr"]
     assert len(scores.sum("pos").sum("site").to_dataframe()) == 1
     assert list(scores.aggregate().to_dataframe().pos_token.unique()) == list(scores.aggregate().tokens)
+
+
+def test_a_dataset_has_the_same_numbers_and_labels():
+    xarray = pytest.importorskip("xarray")
+    scores = estimate()
+    found = scores.to_xarray()
+    assert isinstance(found, xarray.Dataset)
+    assert set(found.data_vars) == {"score", "stderr"}
+    assert found.score.dims == found.stderr.dims == ("site", "pos")
+    for at, site in enumerate(scores.coords["site"]):
+        one = found.sel(site=site)
+        assert one.score.values.tolist() == scores.values[at].tolist()
+        assert one.stderr.values.tolist() == scores.stderr[at].tolist()
+    assert found.token.dims == ("pos",)
+    assert "token" not in found.indexes
+    assert tuple(found.token.values) == scores.tokens
+    assert json.loads(found.attrs["meta"]) == scores.meta
+    assert set(made().to_xarray().data_vars) == {"score"}
+    words = scores.aggregate()
+    assert tuple(words.to_xarray().token.values) == words.tokens
+    assert words.to_xarray().pos.values.tolist() == list(words.coords["pos"])
+    summed = scores.sum("pos").to_xarray()
+    assert summed.score.dims == ("site",)
+    assert "token" not in summed.coords
+    assert summed.sum("site").score.item() == pytest.approx(float(scores.values.sum()))
+    assert scores.sum("pos").sum("site").to_xarray().score.shape == ()
+
+
+def test_a_dataset_without_xarray_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "xarray", None)
+    with pytest.raises(ImportError, match=r"pip install 'lens-scopes\[xarray\]'"):
+        made().to_xarray()
 
 
 def test_a_file_gives_back_what_went_in(tmp_path):

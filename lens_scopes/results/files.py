@@ -23,7 +23,7 @@ def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], header: Map
     """Write tensors and a JSON header to one file, whole or not at all."""
     from safetensors.torch import save as to_bytes
 
-    text = json.dumps({"schema": SCHEMA, "kind": kind, **header}, ensure_ascii=False, default=_plain)
+    text = as_text({"schema": SCHEMA, "kind": kind, **header})
     payload = to_bytes({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, metadata={_KEY: text})
     return write(path, payload)
 
@@ -90,6 +90,11 @@ def load(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
         msg = f"{path} holds a {header.get('kind')}, not a {kind}; load it with lens_scopes.{header.get('kind')}.load"
         raise ValueError(msg)
     return tensors, header
+
+
+def as_text(facts: Mapping[str, Any]) -> str:
+    """JSON text of facts that are JSON-like."""
+    return json.dumps(facts, ensure_ascii=False, default=_plain)
 
 
 def _plain(value: Any) -> Any:

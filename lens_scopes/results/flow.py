@@ -18,6 +18,7 @@ from lens_scopes.results.provenance import Meta, Units, scope_text
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
 
     from lens_scopes.views.show import Shown
 
@@ -189,6 +190,41 @@ class Flow:
         for column in ("layer", "head", "depth", "pos"):
             whole[column] = whole[column].astype("Int64")
         return whole
+
+    def to_xarray(self) -> "xr.Dataset":
+        """A Dataset of every part, and ``stderr`` of the totals where there is one; ``token`` lies along pos.
+
+        The axes are source ("all" where they go together), layer, head, depth, pos, qkv, edge, query and key. Parts
+        that this flow does not have are left out. ``attrs["meta"]`` is ``meta`` as JSON text, ``attrs["residual"]`` a
+        number.
+
+        Raises:
+            ImportError: xarray is not installed.
+
+        """
+        parts: dict[str, tuple[tuple[str, ...], Tensor | None]] = {
+            "total": (("source",), self.total),
+            "stderr": (("source",), self.stderr),
+            "heads": (("source", "layer", "head"), self.heads),
+            "mlps": (("source", "layer"), self.mlps),
+            "skip": (("source", "layer"), self.skip),
+            "stream": (("source", "depth", "pos"), self.stream),
+            "composition": (("source", "layer", "head", "qkv"), self.composition),
+            "edges": (("edge", "layer", "head", "query", "key"), self.edges),
+        }
+        positions = tuple(range(len(self.tokens)))
+        coords = {
+            "source": ("all",) if self.meta.get("together") else self.sources,
+            "layer": tuple(range(self.heads.shape[1])),
+            "head": tuple(range(self.heads.shape[2])),
+            "depth": tuple(range(self.stream.shape[1])),
+            "qkv": ("q", "k", "v"),
+            "edge": ("value", "pattern"),
+            **dict.fromkeys(("pos", "query", "key"), positions),
+        }
+        variables = {name: (dims, values) for name, (dims, values) in parts.items() if values is not None}
+        dataset = labelled.dataset(variables, coords, self.tokens, files.as_text(self.meta))
+        return dataset.assign_attrs(residual=self.residual)
 
     def save(self, path: str | Path) -> Path:
         """Write to one safetensors file with a JSON header, whole or not at all."""

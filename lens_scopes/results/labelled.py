@@ -8,6 +8,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
 
 Coords = Mapping[str, tuple]
 
@@ -69,6 +70,35 @@ def dataframe(
             frame[f"{dim}_token"] = [extra[dim].get(label) for label in labels]
     frame |= {name: values.reshape(-1).tolist() for name, values in columns.items()}
     return pd.DataFrame(frame)
+
+
+def dataset(
+    variables: Mapping[str, tuple[Sequence[str], Tensor]], coords: Coords, tokens: Sequence[str], facts: str
+) -> "xr.Dataset":
+    """The tensors with their axes and labels, for xarray.
+
+    Args:
+        variables: by name, the axes and the values.
+        coords: the labels of every axis that a variable has; others are left out.
+        tokens: what stands at each position: the coordinate "token" along "pos".
+        facts: JSON text of how the result was obtained; ``attrs["meta"]``, because netCDF and Zarr keep texts.
+
+    Raises:
+        ImportError: xarray is not installed.
+
+    """
+    try:
+        import xarray as xr
+    except ImportError as missing:
+        msg = "xarray is not installed: pip install 'lens-scopes[xarray]'"
+        raise ImportError(msg) from missing
+    used = {dim for dims, _ in variables.values() for dim in dims}
+    # Labels as a list: xarray takes a tuple for a variable of its own.
+    labels: dict[str, Any] = {dim: list(values) for dim, values in coords.items() if dim in used}
+    if "pos" in used:
+        labels["token"] = ("pos", list(tokens))
+    data = {name: (tuple(dims), values.numpy()) for name, (dims, values) in variables.items()}
+    return xr.Dataset(data, labels, {"meta": facts})
 
 
 def standard_error(probes: Tensor) -> Tensor:

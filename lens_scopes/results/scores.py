@@ -15,6 +15,7 @@ from lens_scopes.sites import EMBED
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
 
     from lens_scopes.views.show import Shown
 
@@ -160,6 +161,19 @@ class Scores:
         by_position = dict(zip(self.coords.get("pos", range(len(self.tokens))), self.tokens, strict=True))
         extra = {dim: by_position for dim in ("pos", "target_pos") if dim in self.dims}
         return labelled.dataframe(columns, self.dims, self.coords, extra)
+
+    def to_xarray(self) -> "xr.Dataset":
+        """A Dataset of ``score``, and ``stderr`` where there is one, by these axes; ``token`` lies along pos.
+
+        ``attrs["meta"]`` is ``meta`` as JSON text.
+
+        Raises:
+            ImportError: xarray is not installed.
+
+        """
+        columns = {"score": self.values} | ({} if self.stderr is None else {"stderr": self.stderr})
+        variables = {name: (self.dims, values) for name, values in columns.items()}
+        return labelled.dataset(variables, self.coords, self.tokens, files.as_text(self.meta))
 
     def save(self, path: str | Path) -> Path:
         """Write to one safetensors file with a JSON header, whole or not at all."""
