@@ -1,4 +1,4 @@
-"""Fixtures and rules for the whole suite: one thread, no downloads, reference data where it is."""
+"""Fixtures and rules for the whole suite: one thread, no downloads, reference data and the real model where they are."""
 
 import json
 import os
@@ -26,8 +26,14 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Slow tests wait for a marker expression: ``-m slow``, or ``-m "slow or not slow"`` for everything."""
-    if config.getoption("markexpr"):
+    """Slow tests wait for a marker expression: ``-m slow``, or ``-m "slow or not slow"``; real ones for one that names them."""
+    asked = config.getoption("markexpr")
+    if "real" not in asked:
+        real = pytest.mark.skip(reason="real: run with make real")
+        for item in items:
+            if "real" in item.keywords:
+                item.add_marker(real)
+    if asked:
         return
     skip = pytest.mark.skip(reason="slow: run with -m slow")
     for item in items:
@@ -61,3 +67,47 @@ def golden(reference) -> dict:
 @pytest.fixture(scope="session")
 def stories260k(reference) -> Path:
     return reference / "models" / "stories260K"
+
+
+@pytest.fixture(scope="session")
+def real_directory() -> Path:
+    """The Hugging Face directory of the real model, Gemma 3 270M, which ``make real`` makes once."""
+    default = Path.home() / ".cache" / "lens_scopes" / "gemma3-270m"
+    path = Path(os.environ.get("LENS_SCOPES_REAL_MODEL") or default).expanduser()
+    if not (path / "complete").is_file():
+        pytest.skip(f"no real model at {path}; `make real` makes it where LENS_SCOPES_REFERENCE has tools/gemma3.py")
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_hf(real_directory):
+    """The real model without TransformerLens, in float32, for oracles."""
+    from transformers import AutoModelForCausalLM
+
+    hf = AutoModelForCausalLM.from_pretrained(real_directory, dtype=torch.float32, attn_implementation="eager")
+    return hf.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def real_bridge(real_directory):
+    """The real model as a TransformerBridge, from its directory."""
+    import lens_scopes as ls
+
+    return ls.load(real_directory, backend="bridge")
+
+
+@pytest.fixture(scope="session")
+def real_hooked(real_directory, real_hf):
+    """The real model as a HookedTransformer, which knows it by its official name."""
+    from transformer_lens import HookedTransformer
+    from transformers import AutoTokenizer
+
+    name, tokenizer = "google/gemma-3-270m", AutoTokenizer.from_pretrained(real_directory)
+    model = HookedTransformer.from_pretrained_no_processing(name, hf_model=real_hf, tokenizer=tokenizer, device="cpu")
+    return model.eval()
+
+
+@pytest.fixture(params=["bridge", "hooked"])
+def real_model(request):
+    """The real model on each host class; tests leave it as it is."""
+    return request.getfixturevalue(f"real_{request.param}")

@@ -1,0 +1,223 @@
+"""What held on a real language model: Gemma 3 270M on both host classes, against Hugging Face's model without TransformerLens.
+
+Every tolerance is what was seen (in each docstring) with room for another processor. ``make real`` runs this.
+"""
+
+import hashlib
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import lens_scopes as ls
+from report import assert_close
+
+pytestmark = pytest.mark.real
+
+FRENCH = "French: La fille mange une pomme. English: The girl eats an"
+OPPOSITES = "hot -> cold\nbig -> small\nfast ->"
+SOCIALIST = "As a lifelong socialist, he believes that"
+EMBED = "hook_embed"
+
+
+def close(found, expected, tolerance: float, what: str = "") -> None:
+    """As assert_close; what was seen is printed, for -rP."""
+    print(f"seen {what}: {assert_close(found, expected, tolerance, what):.1e}, allowed {tolerance:.0e}")
+
+
+class Bare:
+    """The formulas, written on the Hugging Face model alone: autograd at the scaled embeddings."""
+
+    def __init__(self, hf, ids: list[int]):
+        self.hf, self.unembed = hf, hf.lm_head.weight
+        self.x = hf.get_input_embeddings()(torch.tensor([ids])).detach().requires_grad_()
+        self.y = hf.model(inputs_embeds=self.x, use_cache=False).last_hidden_state[0, -1]
+        self.logits = self.unembed @ self.y.detach()
+
+    def pulled(self, vector):
+        """J_tᵀ v for every t."""
+        return torch.autograd.grad(self.y, self.x, vector, retain_graph=True)[0][0]
+
+    def norms(self, vector):
+        return self.pulled(vector).norm(dim=-1)
+
+    def fisher(self):
+        """F = E_p[g gᵀ] in float64, row by row of the unembedding."""
+        logits = torch.cat([rows.double() @ self.y.detach().double() for rows in self.unembed.split(16384)])
+        p = logits.softmax(-1)
+        parts = list(zip(p.split(16384), self.unembed.split(16384), strict=True))
+        mean = sum(part @ rows.double() for part, rows in parts)
+        d = len(self.y)
+        found = torch.zeros(d, d, dtype=torch.float64)
+        for part, rows in parts:
+            centred = (rows.double() - mean) * part.sqrt()[:, None]
+            found += centred.T @ centred
+        return found
+
+
+@pytest.fixture(scope="module")
+def ids(real_directory):
+    """The French prompt as the tokenizer gives it, <bos> first."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(real_directory)(FRENCH).input_ids
+
+
+@pytest.fixture(scope="module")
+def bare(real_hf, ids):
+    return Bare(real_hf, ids)
+
+
+@pytest.fixture(scope="module")
+def spectrum(bare):
+    """Eigenvalues and eigenvectors of F, descending."""
+    energy, vectors = torch.linalg.eigh(bare.fisher())
+    return energy.flip(0), vectors.T.flip(0)
+
+
+def embed(model, prompt, scope, **rest):
+    return ls.score(model, prompt, scope, sites="embed", **rest)
+
+
+def test_logits_are_hugging_faces(real_model, bare, ids):
+    """Seen: 8e-7 (bridge), 1.1e-6 (hooked) of the largest."""
+    with torch.no_grad():
+        found = real_model(torch.tensor([ids]))[0, -1]
+    close(found, bare.logits, 2e-5)
+
+
+def test_a_string_is_encoded_as_the_tokenizer_does(real_model, ids):
+    scores = embed(real_model, FRENCH, ls.Temperature())
+    assert list(scores.meta["token_ids"]) == ids
+    assert "".join(scores.tokens[1:]) == FRENCH
+
+
+def test_semantic_and_versus_and_temperature_are_their_formulas(real_model, bare, ids):
+    """Seen: equal bit for bit (bridge), 2.1e-6 of the largest (hooked)."""
+    first, second = bare.logits.topk(2).indices.tolist()
+    w, y = bare.unembed, bare.y.detach()
+    for scope, vector in (
+        (ls.Semantic(first), w[first]),
+        (ls.Semantic(), w[first]),
+        (ls.Semantic(first, versus=second), w[first] - w[second]),
+        (ls.Temperature(), y / y.norm()),
+    ):
+        scores = embed(real_model, ids, scope)
+        close(scores.values[0], bare.norms(vector), 2e-5, str(scope))
+        assert scores.meta["predictions"][0][0]["id"] == first
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_truncated_fisher_is_its_formula(real_model, bare, ids, spectrum, rank):
+    """Seen: 1.1e-6 (bridge), 2.5e-6 (hooked) of the largest."""
+    energy, vectors = (found[:rank] for found in spectrum)
+    expected = sum(e * bare.norms(u.float()).double() ** 2 for e, u in zip(energy, vectors, strict=True))
+    scores = embed(real_model, ids, ls.Fisher(rank=rank))
+    close(scores.values[0], expected, 2e-5)
+    assert scores.meta["coverage"] == pytest.approx(float(energy.sum() / spectrum[0].sum()), rel=1e-4)
+
+
+def test_a_flow_conserves(real_model, ids):
+    """Seen: residual 1.8e-7 (bridge), 4.7e-7 (hooked)."""
+    flow = ls.flow(real_model, ids, ls.Semantic())
+    print(f"seen residual: {flow.residual:.1e}")
+    assert 0 < flow.residual < 1e-5
+    close(flow.total.sum(), embed(real_model, ids, ls.Semantic()).values.sum(), 1e-5)
+    close(flow.stream.sum(-1), flow.total[:, None].expand(flow.stream.shape[:2]), 1e-5)
+
+
+def test_with_all_three_frozen_the_logit_is_a_sum_over_tokens(real_model, bare, ids):
+    """Gemma has no biases. Seen: 3.3e-7 (bridge), 1.7e-7 (hooked) of the logit."""
+    scores = ls.score(
+        real_model,
+        ids,
+        ls.Semantic(),
+        sites=["blocks.0.hook_resid_pre"],
+        along="activation",
+        freeze=("norm", "attention", "mlp"),
+    )
+    close(scores.values.sum(), bare.logits.max(), 2e-5)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "pieces"),
+    [(FRENCH, (" pom", "me")), (OPPOSITES, ("fast",)), (SOCIALIST, (" socialist",))],
+    ids=["pomme", "fast", "socialist"],
+)
+def test_the_decisive_word_is_the_largest_between_the_ends(real_model, prompt, pieces):
+    """The first token is the model's sink and the last is where it reads; between them the word that decides leads.
+
+    Seen: me 3.05, pom 2.41, then French 1.39; fast 1.66, then -> 0.84; socialist 0.76, then believes 0.35. It is no law:
+    where a sentence has a topic of its own ("... taxes on the rich should be"), that leads.
+    """
+    scores = embed(real_model, prompt, ls.Semantic())
+    order = scores.values[0, 1:-1].argsort(descending=True)[: len(pieces)] + 1
+    assert {scores.tokens[i] for i in order.tolist()} == set(pieces)
+
+
+def state_of(model) -> tuple:
+    hooks = {name: [*m._forward_hooks, *m._forward_pre_hooks, *m._backward_hooks] for name, m in model.named_modules()}
+    flags = {name: (p.requires_grad, p.grad is None) for name, p in model.named_parameters()}
+    weights = hashlib.sha256()
+    for value in model.parameters():
+        weights.update(value.detach().contiguous().view(torch.uint8).numpy())
+    modes = [module.training for module in model.modules()]
+    return hooks, flags, weights.hexdigest(), modes, torch.get_rng_state().tolist(), torch.is_grad_enabled()
+
+
+def test_the_model_is_left_as_it_came(real_model, ids):
+    """Hooks, gradient flags, weights, mode, random state."""
+    with torch.no_grad():
+        real_model(torch.tensor([ids]))  # a bridge's first run leaves hooks of its own
+    before = state_of(real_model)
+    embed(real_model, ids, ls.Temperature())
+    ls.flow(real_model, ids, ls.Semantic(), freeze=("norm", "attention", "mlp"))
+    with pytest.raises(ValueError, match="outside"):
+        embed(real_model, ids, ls.Semantic(10**6))
+    assert state_of(real_model) == before
+
+
+def test_results_are_saved_and_loaded(real_bridge, ids, tmp_path):
+    scores, flow = ls.score(real_bridge, ids, ls.Semantic()), ls.flow(real_bridge, ids, ls.Semantic())
+    again = ls.Scores.load(scores.save(tmp_path / "scores.safetensors"))
+    assert torch.equal(again.values, scores.values)
+    assert (again.dims, again.coords, again.tokens, again.meta) == (
+        scores.dims,
+        scores.coords,
+        scores.tokens,
+        scores.meta,
+    )
+    back = ls.Flow.load(flow.save(tmp_path / "flow.safetensors"))
+    assert torch.equal(back.heads, flow.heads)
+    assert (back.tokens, back.meta) == (flow.tokens, flow.meta)
+
+
+def test_the_command_line_scores_it(real_directory, real_bridge, tmp_path):
+    """A process of its own: the table, and the file with the same numbers."""
+    command = [sys.executable, "-c", "from lens_scopes.commands.main import main; main()", "score", FRENCH]
+    options = ["--model", str(real_directory), "--sites", "embed", "--save", str(tmp_path / "saved.safetensors")]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = ls.Scores.load(tmp_path / "saved.safetensors")
+    close(found.values, embed(real_bridge, FRENCH, ls.Semantic()).values, 2e-5)
+
+
+@pytest.mark.slow
+def test_hosts_agree_beyond_the_window(real_bridge, real_hooked, real_hf):
+    """600 tokens; the sliding window is 512. Seen: 0 of 1."""
+    ids = [2, *torch.randint(1000, 200_000, (599,), generator=torch.Generator().manual_seed(0)).tolist()]
+    target = int(Bare(real_hf, ids).logits.argmax())
+    bridge, hooked = (ls.score(model, ids, ls.Semantic(target)).values for model in (real_bridge, real_hooked))
+    for row, (one, other) in enumerate(zip(bridge, hooked, strict=True)):
+        close(one, other, 2e-5, f"row {row}")
+
+
+@pytest.mark.slow
+def test_a_flow_in_bfloat16_conserves_as_far_as_its_digits_go(real_directory, ids):
+    """Seen: residual 0."""
+    model = ls.load(real_directory, backend="bridge", dtype=torch.bfloat16)
+    flow = ls.flow(model, ids, ls.Semantic())
+    print(f"seen residual: {flow.residual:.1e}")
+    assert 0 < flow.residual < 5e-2
+    assert flow.meta["dtype"] == "bfloat16"
