@@ -228,6 +228,27 @@ def test_bootstrap_and_sign_flips_and_holm():
         intervals.bootstrap_interval(values, level=2.0)
 
 
+@pytest.mark.parametrize("at_once", [2**23, 12])
+def test_sign_flips_of_few_prompts_are_all_enumerated(at_once, monkeypatch):
+    """With ties, by column, whatever fits into memory at one time."""
+    monkeypatch.setattr(intervals, "_AT_ONCE", at_once)
+    x = torch.tensor([[1, 2, 3, -1, 2, 0], [1, 1, 1, 1, 1, 1], [3, -3, 2, -2, 0, 0]], dtype=torch.float64).T
+    signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=6)), dtype=torch.float64)
+    expected = ((signs @ x).abs() >= x.sum(0).abs()).double().mean(0)
+    found = intervals.sign_flip_p(x)
+    assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-12)
+    assert found[2] == 1
+    assert torch.equal(intervals.sign_flip_p(x.reshape(6, 3, 1), seed=5), found[:, None])
+
+
+def test_sign_flips_of_many_prompts_are_drawn_with_a_seed():
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.2
+    p, same, other = (intervals.sign_flip_p(x, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(p, same)
+    assert not torch.equal(p, other)
+    assert_close(p, other, 0.05, relative_to=1.0)
+
+
 def test_a_table_is_paired_and_reproducible(tmp_path):
     methods = {"scope": ls.Semantic(), "random": "random", "all equal": lambda question: torch.zeros(9)}
     found = evaluate.compare_methods(model(), PROMPTS, methods, leave_one_out=True, seed=1)
@@ -325,3 +346,18 @@ def test_the_methods_themselves_are_methods():
     by_name = evaluate.compare_methods(model, prompts, tuple(evaluate.METHODS))
     as_functions = evaluate.compare_methods(model, prompts, evaluate.METHODS)
     assert torch.equal(by_name.values, as_functions.values)
+
+
+def test_a_partial_or_a_bound_method_is_a_method_by_its_first_parameter():
+    class Mine:
+        def tokens(self, question, start=0):
+            return torch.arange(start, start + len(question.ids))
+
+    (question,) = ask(model(), PROMPTS[:1], None)
+    ours = evaluate.METHODS["integrated_gradients"]
+    more = evaluate.attribute(question, functools.partial(ours, steps=21))
+    assert_close(more, ours(question, steps=21), 1e-12)
+    assert not torch.equal(more, evaluate.attribute(question, ours))
+    assert evaluate.attribute(question, Mine().tokens).tolist() == list(range(9))
+    by_partial = evaluate.attribute(question, functools.partial(lambda scale, state: scale * state.y, 2))
+    assert_close(by_partial, evaluate.attribute(question, lambda state: 2 * state.y), 1e-12)

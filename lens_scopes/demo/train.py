@@ -160,7 +160,7 @@ def build_model(config: Config) -> LlamaForCausalLM:
 
 
 def held_out_scores(model: LlamaForCausalLM, config: Config, n: int, seed: int) -> dict[str, float]:
-    """Returns, for each kind, the share of n held-out cases answered right; for series the mean absolute error."""
+    """For each kind, the share of n held-out cases answered right; for series the mean absolute error."""
     from lens_scopes.demo import cases
     from lens_scopes.demo.answers import accuracy, mean_error
 

@@ -22,7 +22,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from inspect import isfunction, signature
+from inspect import signature
 from typing import cast
 
 import torch
@@ -70,7 +70,12 @@ def _aimed(scope: Scope, question: Question) -> Scope:
 
 
 def _takes_question(method: Callable) -> bool:
-    return isfunction(method) and next(iter(signature(method).parameters), None) == "question"
+    """Functions, bound methods and partials alike; what has no signature to read is none."""
+    try:
+        parameters = signature(method).parameters
+    except (TypeError, ValueError):
+        return False
+    return next(iter(parameters), None) == "question"
 
 
 def _named(name: str) -> Method:
