@@ -15,6 +15,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 REPOSITORY = "https://github.com/lens-scopes/lens_scopes"
 FILES = f"{REPOSITORY}/blob/main/"
+FIRST = "1_first_look.ipynb"
 PICTURES = "https://raw.githubusercontent.com/lens-scopes/lens_scopes/main/docs/"
 
 # For the kernels of the notebooks: no network, no bars that a page cannot show, no threads that fight for cores.
@@ -44,8 +45,6 @@ nitpick_ignore_regex = [
         r"py:.*",
         r"(bool|int|float|str|dict|list|tuple|set|object|bytes|frozenset|type|slice|range|[A-Z]\w+(Error|Warning))",
     ),
-    # Names from inside: types of annotations that no user writes.
-    (r"py:.*", r"lens_scopes\.(host|calculus|views|plot|results|scopes|evaluate|patching|jacobian|demo|sites)\..*"),
 ]
 
 default_role = "code"
@@ -55,6 +54,7 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Raises when called", "params_style")]
 
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]  # a page may begin with a part of the README
@@ -68,7 +68,8 @@ html_theme = "furo"
 html_title = "lens_scopes"
 html_show_sphinx = False
 html_copy_source = False
-html_static_path = []
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 
@@ -95,7 +96,8 @@ class OurOwnAddresses(SphinxTransform):
         for image in self.document.findall(nodes.image):
             image["uri"] = image["uri"].replace(PICTURES, "/")
         for link in self.document.findall(nodes.reference):
-            page = re.fullmatch(re.escape(FILES) + r"(?:docs/(\w+)\.md|(tutorials/\w+)\.ipynb)", link.get("refuri", ""))
+            address = link.get("refuri", "").replace(f"{REPOSITORY}/tree/main/tutorials", f"{FILES}tutorials/{FIRST}")
+            page = re.fullmatch(re.escape(FILES) + r"(?:docs/(\w+)\.md|(tutorials/\w+)\.ipynb)", address)
             if page:
                 name = page[1] or page[2]
                 link["refuri"] = f"{'../' * self.env.docname.count('/')}{name}.html"
@@ -104,7 +106,8 @@ class OurOwnAddresses(SphinxTransform):
 def as_restructured_text(_app: Sphinx, what: str, _name: str, _obj: object, _options: object, lines: list[str]) -> None:
     """What our docstrings write and reStructuredText or napoleon would read as something else.
 
-    Bars and single stars are themselves; a colon in the first line of an attribute or of "Returns" ends no type.
+    Bars and single stars are themselves; a colon in the first line of an attribute or of "Returns" ends no type; the name
+    of a section has no brackets.
     """
     for i, line in enumerate(lines):
         parts = re.split("(``.*?``|`.*?`)", line)
@@ -114,6 +117,7 @@ def as_restructured_text(_app: Sphinx, what: str, _name: str, _obj: object, _opt
         lines[i] = "".join(parts)
     if what in ("attribute", "property", "data") and lines:
         lines.insert(0, "\\ ")
+    lines[:] = [re.sub(r"^( *Raises) \(when called\):$", r"\1 when called:", line) for line in lines]
     for i in [i for i, line in enumerate(lines) if line.strip() == "Returns:"][::-1]:
         lines.insert(i + 1, re.match(r"\s*", lines[i + 1])[0] + "\\ ")  # type: ignore[index]
 

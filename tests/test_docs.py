@@ -12,6 +12,7 @@ import test_imports
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.relative_to(DOCS).as_posix(): path.read_text(encoding="utf-8") for path in DOCS.rglob("*.md")}
 ENTRY = re.compile(r"^\.\. (?:auto(?:function|class|module|data)|py:data):: ([\w.]+)$", re.MULTILINE)
 
@@ -20,11 +21,20 @@ def documented() -> list[str]:
     return [name for page in sorted(PAGES) if page.startswith("api/") for name in ENTRY.findall(PAGES[page])]
 
 
-def offsite():
-    specification = importlib.util.spec_from_file_location("offsite", DOCS / "offsite.py")
+def tool(name: str):
+    """A script of docs/, which is no package."""
+    specification = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def built() -> Path:
+    """The site, if somebody has built it; ``make docs`` itself runs the same checks."""
+    if not (ROOT / "build" / "docs" / "index.html").is_file():
+        pytest.skip("no site in build/docs: make docs")
+    return ROOT / "build" / "docs"
 
 
 def test_every_public_name_has_one_place_in_the_api():
@@ -45,6 +55,16 @@ def test_every_page_is_in_the_contents():
     pages = {page.removesuffix(".md") for page in PAGES} - {"index"}
     assert {page for page in pages if not page.startswith("tutorials/")} == set(listed) - {"tutorials/*"}
     assert "tutorials/*" in PAGES["index.md"]
+
+
+def test_the_table_of_scopes_is_the_readme_s():
+    """One source: the README's rows are those of the page, and no scope is without one."""
+    (table,) = re.findall(r"<!-- scopes -->(.*)<!-- end of scopes -->", README, re.DOTALL)
+    rows = re.findall(r"^\| `(\w+)\(", table, re.MULTILINE)
+    entries = [name.rpartition(".")[2] for name in ENTRY.findall(PAGES["api/scopes.md"])]
+    assert set(rows) == {name for name in entries if name not in ("FinalState", "Cotangents")}
+    assert "| `Semantic" not in PAGES["api/scopes.md"]
+    assert all(mark in PAGES["api/scopes.md"] for mark in ("<!-- scopes -->", "<!-- end of scopes -->"))
 
 
 def parts() -> dict[str, set[str]]:
@@ -89,9 +109,34 @@ def test_the_architecture_names_files_that_exist():
     ],
 )
 def test_what_a_page_fetches_from_elsewhere_is_found(text):
-    assert len(offsite().of_page(text)) == 1
+    assert len(tool("offsite").of_page(text)) == 1
 
 
 def test_links_and_files_of_the_site_are_allowed():
     text = '<a href="https://example.org">x</a><script src="_static/x.js"></script><img src="data:image/png;base64,AA">'
-    assert offsite().of_page(text + "<pre>url(https://example.org)</pre>") == []
+    assert tool("offsite").of_page(text + "<pre>url(https://example.org)</pre>") == []
+
+
+def test_the_built_site_fetches_nothing_from_elsewhere(built):
+    assert list(tool("offsite").of_site(built)) == []
+
+
+def test_the_built_site_has_no_dead_link(built):
+    assert list(tool("deadlinks").of_site(built)) == []
+
+
+@pytest.mark.parametrize("link", ["b.html", "b.html#here", "#top", "https://example.org/x"])
+def test_a_link_that_leads_somewhere_is_allowed(link, tmp_path):
+    assert dead_of(tmp_path, link) == []
+
+
+@pytest.mark.parametrize("link", ["c.html", "b.html#there", "#here", "../a.html"])
+def test_a_link_that_leads_nowhere_is_found(link, tmp_path):
+    assert len(dead_of(tmp_path, link)) == 1
+
+
+def dead_of(folder: Path, link: str) -> list[str]:
+    """What is found in a site of two pages, one of which has this link."""
+    (folder / "a.html").write_text(f'<h1 id="top">a</h1><a href="{link}">x</a>', encoding="utf-8")
+    (folder / "b.html").write_text('<p id="here">b</p>', encoding="utf-8")
+    return list(tool("deadlinks").of_site(folder))
