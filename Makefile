@@ -40,12 +40,14 @@ typed: .venv/installed-dev
 	.venv/bin/python $(PYTEST) -m "not wrong_types and not slow" $(TYPES) \
 		--ignore=tests/test_tutorials.py --ignore=tests/test_browser.py
 
-# Offline, and every warning is an error. Sphinx 9 wants Python 3.11.
+# Offline, and every warning is an error; from nothing, since a page that is not read again does not warn again. Sphinx 9
+# wants Python 3.11.
 docs: .venv/installed-docs
 	@if .venv/bin/python -c "import sys; sys.exit(sys.version_info < (3, 11))"; then \
-		set -e; rm -rf build/docs; \
+		set -e; rm -rf build/docs build/doctrees; \
 		HF_HUB_OFFLINE=1 .venv/bin/python -m sphinx -q -n -W --keep-going -d build/doctrees docs build/docs; \
 		.venv/bin/python docs/offsite.py build/docs; \
+		.venv/bin/python docs/deadlinks.py build/docs; \
 	else echo "make docs is skipped: it needs Python 3.11 or newer, .venv has $$(.venv/bin/python --version)"; fi
 
 # In an environment that holds nothing but the wheel and what it asks for, away from the checkout.
@@ -60,8 +62,10 @@ dist: .venv/installed-release
 
 coverage: .venv/installed-dev .venv/installed-release
 	@mkdir -p build
-	.venv/bin/python -m coverage run --source lens_scopes --data-file build/.coverage -m pytest -q -m "not slow"
-	.venv/bin/python -m coverage report --data-file build/.coverage --skip-covered
+	.venv/bin/python -m coverage erase
+	.venv/bin/python -m coverage run $(PYTEST) -m "not slow"
+	.venv/bin/python -m coverage combine -q
+	.venv/bin/python -m coverage report --skip-covered
 
 matrix: matrix-4.3 matrix-2.18
 

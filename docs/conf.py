@@ -106,8 +106,8 @@ class OurOwnAddresses(SphinxTransform):
 def as_restructured_text(_app: Sphinx, what: str, _name: str, _obj: object, _options: object, lines: list[str]) -> None:
     """What our docstrings write and reStructuredText or napoleon would read as something else.
 
-    Bars and single stars are themselves; a colon in the first line of an attribute or of "Returns" ends no type; the name
-    of a section has no brackets.
+    Bars and single stars are themselves; a colon in the first line of an attribute or of "Returns" ends no type; the
+    name of a section has no brackets.
     """
     for i, line in enumerate(lines):
         parts = re.split("(``.*?``|`.*?`)", line)
