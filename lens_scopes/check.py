@@ -45,7 +45,7 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
 
     """
     host = Host(model)
-    scope = scope or scope_from(scores.meta["scope"])
+    scope = scope if scope is not None else scope_from(scores.meta["scope"])
     tokens = torch.tensor(scores.meta["token_ids"], device=host.device)[None]
     position = scores.meta.get("selected", {}).get("target_pos", scores.meta["positions"][0])
     chosen = _largest(scores, places)
@@ -103,7 +103,7 @@ def check_flow(flow: Flow, model: Any, *, scope: Scope | None = None, heads: int
         flow and from a backward pass masked to that head alone; "max_error": the largest relative difference of those.
 
     """
-    scope = scope or scope_from(flow.meta["scope"])
+    scope = scope if scope is not None else scope_from(flow.meta["scope"])
     at, freeze = flow.position, flow.meta["freeze"]
     scores = score(model, flow.meta["token_ids"], scope, position=at, sites="embed", freeze=freeze)
     total = scores.values[0].sum() if flow.meta["together"] else scores.values[0][list(flow.sources)].sum()

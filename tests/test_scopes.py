@@ -337,3 +337,38 @@ def test_what_a_scope_gets_to_see(pair):
 def test_functions_that_are_no_scopes(backend, scope, error, text):
     with pytest.raises(error, match=text):
         at_embed(tiny.host("llama", backend), scope)
+
+
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (dict(weights=torch.tensor([-1.0])), "not negative"),
+        (dict(weights=torch.tensor([torch.nan])), "finite"),
+        (dict(squared=True, probes=1), "at least 2 or none"),
+        (dict(squared=True, probes=5), "at least 2 or none of 1"),
+        (dict(squared=True, probes=-1), "got -1"),
+    ],
+)
+def test_cotangents_that_mean_nothing_are_refused(made, text):
+    with pytest.raises(ValueError, match=text):
+        ls.Cotangents(torch.ones(1, 4), **made)
+    with pytest.raises(ValueError, match="at least one vector"):
+        ls.Cotangents(torch.ones(0, 4))
+
+
+def test_a_subclass_stays_one_where_tokens_are_resolved():
+    class Twice(ls.Semantic):
+        def __call__(self, state):
+            made = super().__call__(state)
+            return ls.Cotangents(2 * made.vectors, notes=made.notes)
+
+        def value(self, state):
+            return 2 * super().value(state)
+
+    model = tiny.host("llama", tiny.BACKENDS[0])
+    once, twice = (
+        ls.patching.predict(model, [7, 9, 11], [7, 8, 11], scope(7), sites="embed") for scope in (ls.Semantic, Twice)
+    )
+    assert_close(twice.values, 2 * once.values, 1e-12)
+    assert twice.meta["scope"]["text"] == "Twice(target=7)"
+    assert twice.meta["scope"]["kind"] != "Semantic"

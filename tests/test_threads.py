@@ -46,3 +46,25 @@ def test_threads_get_the_serial_numbers(backend, workers):
         assert_close(values, expected[n % len(every)], 1e-12, f"call {n} of {len(found)}")
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert all(not point.fwd_hooks for point in model.hook_dict.values())
+
+
+def test_an_open_metric_does_not_lock_others_out():
+    """Opened in one thread, used in another, closed in a third."""
+    from threading import Thread
+
+    model = tiny.fresh_host("llama", tiny.BACKENDS[0])
+    ids = tiny.tokens(5)
+    context = ls.patching.metric(model, ids, ls.Temperature())
+    found = []
+    for work in (
+        context.__enter__,
+        lambda: found.append(ls.score(model, ids, ls.Semantic(7), sites="embed")),
+        lambda: context.__exit__(None, None, None),
+        lambda: found.append(ls.score(model, ids, ls.Semantic(7), sites="embed")),
+    ):
+        thread = Thread(target=work, daemon=True)
+        thread.start()
+        thread.join(60)
+        assert not thread.is_alive()
+    assert torch.equal(found[0].values, found[1].values)
+    assert all(not point.fwd_hooks for point in model.hook_dict.values())

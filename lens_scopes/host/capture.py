@@ -1,5 +1,6 @@
 """One forward pass whose sites stay open for differentiation, stopped before the final norm."""
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -109,11 +110,13 @@ def _opened_for(host: Host, site: str) -> tuple[str, ...]:
 def watching(host: Host, site: str) -> Iterator[list[Tensor]]:
     """The latest activation at a site (or the input of the unembedding, for "final"), in a list that runs refill."""
     seen: list[Tensor] = []
+    reader = threading.get_ident()
 
     def keep(activation: Tensor, hook: object) -> None:  # noqa: ARG001 - TransformerLens's signature
-        seen[:] = [activation]
+        if threading.get_ident() == reader:  # other threads' runs are not what this one reads
+            seen[:] = [activation]
 
-    with host.hooks([] if site == FINAL else [(site, keep)]):
+    with host.attached([] if site == FINAL else [(site, keep)]):
         # No hook of that name exists on every host.
         handle = (
             host.model.unembed.register_forward_pre_hook(lambda _, args: keep(args[0], None)) if site == FINAL else None

@@ -129,14 +129,21 @@ class Host:
         Equivalent to ``model.hooks(fwd_hooks=...)``, which on a Bridge of TransformerLens 3 looks all of the model's
         names up again for every hook: a second for a flow of twelve layers.
         """
+        with self.alone(), self.attached(fwd_hooks):
+            yield
+
+    @contextmanager
+    def attached(self, fwd_hooks: Sequence[Hook]) -> Iterator[None]:
+        """The same for a user's own block, in which other threads must be able to go on: the model is not locked."""
         level, touched = -next(_levels), []
-        with self.alone():
-            try:
+        try:
+            with self.alone():
                 for name, hook in fwd_hooks:
                     touched.append(self._points[name])
                     self._points[name].add_hook(hook, dir="fwd", level=level)
-                yield
-            finally:
+            yield
+        finally:
+            with self.alone():
                 for point in touched:
                     point.remove_hooks(dir="fwd", level=level)
 

@@ -99,7 +99,6 @@ def predict(
         meta["gap"] = ends["clean"] - ends["corrupted"] - float(found[EMBED].sum())
     refuse_nonfinite(run, {name: found[name] for name in wanted.names})
     rows = torch.stack([found[name] for name in wanted.names], 1)
-    rows = rows * made.root_weights().to(rows).reshape(-1, *[1] * (rows.ndim - 1))
     probes = None
     if made.squared:
         rows = rows.square() / 2
@@ -115,12 +114,16 @@ def axes(wanted: Sites, shape: torch.Size) -> tuple[tuple[str, ...], dict[str, t
 
 
 def _contract(run: Trace, made: list[Cotangents], delta: dict[str, Tensor]) -> dict[str, Tensor]:
-    """⟨J_tᵀv_i, Δa_t⟩ for every prompt of the run, cotangent and place: by site, each [batch, row, pos(, head)]."""
+    """√w_i⟨J_tᵀv_i, Δa_t⟩ for every prompt of the run, cotangent and place: by site, each [batch, row, pos(, head)]."""
     parts = [
         {name: (_wide(gradients[name]) * moved).sum(-1).transpose(0, 1).cpu() for name, moved in delta.items()}
         for _, gradients in pull_back(run, Rows.of([[one] for one in made]), made[0].site)
     ]
-    return {name: torch.cat([part[name] for part in parts], 1) for name in delta}
+    found = {name: torch.cat([part[name] for part in parts], 1) for name in delta}
+    weights = torch.stack([one.root_weights() for one in made])
+    return {
+        name: rows * weights.to(rows).reshape(*weights.shape, *[1] * (rows.ndim - 2)) for name, rows in found.items()
+    }
 
 
 def _integrate(

@@ -7,6 +7,9 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
+# The scopes of 0.1.0 that its text says in full.
+_KINDS = ("Fisher", "Semantic", "Temperature")
+
 
 def from_schema_1(header: Mapping[str, Any]) -> dict[str, Any]:
     """The header of a file of version 0.1.0 in the words of today."""
@@ -29,7 +32,7 @@ def _scope(text: str) -> dict[str, Any]:
     """Kind and fields out of the text that 0.1.0 wrote, where they stand in it; else a name that nothing remakes."""
     try:
         call = ast.parse(text, mode="eval").body
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in _KINDS and not call.args:
             given = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
             return {"kind": call.func.id, "fields": given}
     except (SyntaxError, ValueError):  # a name, or something that stands for a tensor

@@ -82,7 +82,8 @@ def site_of(scope: Scope) -> str:
 
 def resolve(scope: Scope, state: FinalState) -> Scope:
     """The same scope with its tokens fixed: what they mean at this state they then mean at any other."""
-    return scope.resolve(state) if hasattr(scope, "resolve") else scope  # type: ignore[attr-defined]
+    fixed: Any = getattr(scope, "resolve", None)
+    return fixed(state) if callable(fixed) else scope
 
 
 def quantity(scope: Scope, reference: FinalState) -> Quantity:
@@ -97,10 +98,12 @@ def quantity(scope: Scope, reference: FinalState) -> Quantity:
     """
     made = cotangents_of(scope, reference)  # resolves tokens and refuses what the scope refuses
     scope = resolve(scope, reference)
-    if hasattr(scope, "value") and scope.value(reference) is not None:  # type: ignore[attr-defined]
-        return scope.value  # type: ignore[attr-defined]
-    if hasattr(scope, "divergence"):
-        return partial(scope.divergence, reference=reference)  # type: ignore[attr-defined]
+    value: Any = getattr(scope, "value", None)
+    divergence: Any = getattr(scope, "divergence", None)
+    if not made.squared and callable(value) and value(reference) is not None:
+        return value
+    if made.squared and callable(divergence):
+        return partial(divergence, reference=reference)
     if made.squared or len(made.vectors) != 1:
         msg = (
             f"{text_of(scope)} returns {len(made.vectors)} cotangents in {'squared' if made.squared else 'norm'} "
@@ -125,8 +128,9 @@ def data_of(scope: Scope) -> ScopeData:
     and digest, functions by name: results of different probes differ in their provenance, though it cannot remake them.
     """
     kind, text = type(scope), text_of(scope)
-    if hasattr(scope, "fields"):
-        given = scope.fields()  # type: ignore[attr-defined]
+    own = getattr(scope, "fields", None)
+    if callable(own):
+        given: Any = own()
     elif is_dataclass(scope):
         given = {one.name: getattr(scope, one.name) for one in fields(scope)}
     else:

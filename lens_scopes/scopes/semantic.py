@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import Float
@@ -48,7 +48,8 @@ class Semantic:
     def __repr__(self) -> str:
         """As it is written, without what was left out."""
         given = {"target": self.target, "versus": self.versus}
-        return f"Semantic({', '.join(f'{name}={value!r}' for name, value in given.items() if value is not None)})"
+        written = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
+        return f"{type(self).__name__}({written})"
 
     def __call__(self, state: FinalState) -> Cotangents:
         """v = w̃_target [− w̃_versus], one cotangent."""
@@ -65,7 +66,8 @@ class Semantic:
 
     def resolve(self, state: FinalState) -> "Semantic":
         """With the ids of the tokens that are meant at this state."""
-        return Semantic(*self._ids(state))
+        target, versus = self._ids(state)
+        return replace(self, target=target, versus=versus)
 
     def _ids(self, state: FinalState) -> tuple[int, int | None]:
         target, versus = (self._pick(name, state) for name in ("target", "versus"))

@@ -111,8 +111,17 @@ class Cotangents:
         if self.weights is not None and self.weights.shape != self.vectors.shape[:1]:
             msg = f"Cotangents got {len(self.vectors)} vectors but weights of shape {tuple(self.weights.shape)}"
             raise ValueError(msg)
+        if not len(self.vectors):
+            msg = "Cotangents need at least one vector, got none"
+            raise ValueError(msg)
+        if self.weights is not None and not (self.weights.isfinite().all() and (self.weights >= 0).all()):
+            msg = "Cotangents weights are finite and not negative: they multiply squares; put a sign into the vector"
+            raise ValueError(msg)
         if self.probes and not self.squared:
             msg = "random probes estimate a sum of squares: Cotangents(..., probes=m) needs squared=True"
+            raise ValueError(msg)
+        if not (self.probes == 0 or 2 <= self.probes <= len(self.vectors)):
+            msg = f"probes counts the last vectors, at least 2 or none of {len(self.vectors)}, got {self.probes}"
             raise ValueError(msg)
 
     def root_weights(self) -> Float[Tensor, " k"]:
