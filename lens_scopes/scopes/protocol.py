@@ -23,7 +23,7 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from importlib import import_module
 from inspect import Parameter, signature
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -83,7 +83,7 @@ def site_of(scope: Scope) -> str:
 def resolve(scope: Scope, state: FinalState) -> Scope:
     """The same scope with its tokens fixed: what they mean at this state they then mean at any other."""
     fixed: Any = getattr(scope, "resolve", None)
-    return fixed(state) if callable(fixed) else scope
+    return cast("Scope", fixed(state)) if callable(fixed) else scope
 
 
 def quantity(scope: Scope, reference: FinalState) -> Quantity:
@@ -101,9 +101,9 @@ def quantity(scope: Scope, reference: FinalState) -> Quantity:
     value: Any = getattr(scope, "value", None)
     divergence: Any = getattr(scope, "divergence", None)
     if not made.squared and callable(value) and value(reference) is not None:
-        return value
+        return cast("Quantity", value)
     if made.squared and callable(divergence):
-        return partial(divergence, reference=reference)
+        return cast("Quantity", partial(divergence, reference=reference))
     if made.squared or len(made.vectors) != 1:
         msg = (
             f"{text_of(scope)} returns {len(made.vectors)} cotangents in {'squared' if made.squared else 'norm'} "
