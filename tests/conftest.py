@@ -1,5 +1,6 @@
 """Fixtures and rules for the whole suite: one thread, no downloads, reference data and the real model where they are."""
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -89,25 +90,26 @@ def real_hf(real_directory):
 
 
 @pytest.fixture(scope="session")
-def real_bridge(real_directory):
-    """The real model as a TransformerBridge, from its directory."""
-    import lens_scopes as ls
+def real_host(real_directory, real_hf):
+    """(host class, dtype) -> the real model: a bridge from its directory, or a HookedTransformer, which knows it by name."""
 
-    return ls.load(real_directory, backend="bridge")
+    def build(backend: str, dtype: torch.dtype = torch.float32):
+        import lens_scopes as ls
+
+        if backend == "bridge":
+            return ls.load(real_directory, backend="bridge", device="cpu", dtype=dtype)
+        from transformer_lens import HookedTransformer
+        from transformers import AutoTokenizer
+
+        given = {"hf_model": real_hf, "tokenizer": AutoTokenizer.from_pretrained(real_directory)}
+        name = "google/gemma-3-270m"
+        return HookedTransformer.from_pretrained_no_processing(name, **given, device="cpu", dtype=dtype).eval()
+
+    return build
 
 
-@pytest.fixture(scope="session")
-def real_hooked(real_directory, real_hf):
-    """The real model as a HookedTransformer, which knows it by its official name."""
-    from transformer_lens import HookedTransformer
-    from transformers import AutoTokenizer
-
-    name, tokenizer = "google/gemma-3-270m", AutoTokenizer.from_pretrained(real_directory)
-    model = HookedTransformer.from_pretrained_no_processing(name, hf_model=real_hf, tokenizer=tokenizer, device="cpu")
-    return model.eval()
-
-
-@pytest.fixture(params=["bridge", "hooked"])
-def real_model(request):
-    """The real model on each host class; tests leave it as it is."""
-    return request.getfixturevalue(f"real_{request.param}")
+@pytest.fixture(scope="session", params=["bridge", "hooked"])
+def real_model(request, real_host):
+    """The real model on each host class, one after the other: both at once are 4 GB. Tests leave it as it is."""
+    gc.collect()
+    return real_host(request.param)
