@@ -48,6 +48,7 @@ nitpick_ignore_regex = [
 ]
 
 default_role = "code"
+smartquotes = False  # "--sources" has two dashes
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
@@ -59,7 +60,7 @@ napoleon_custom_sections = [("Raises when called", "params_style")]
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]  # a page may begin with a part of the README
 nb_execution_mode = "force"
-nb_execution_raise_on_error = True
+nb_execution_show_tb = True  # in the warning that a failing cell is, and that -W makes an error; raising would hide it
 nb_execution_timeout = 600
 nb_merge_streams = True
 nb_ipywidgets_js = {}
