@@ -344,8 +344,7 @@ def test_functions_that_are_no_scopes(backend, scope, error, text):
     [
         (dict(weights=torch.tensor([-1.0])), "not negative"),
         (dict(weights=torch.tensor([torch.nan])), "finite"),
-        (dict(squared=True, probes=1), "at least 2 or none"),
-        (dict(squared=True, probes=5), "at least 2 or none of 1"),
+        (dict(squared=True, probes=5), "0 to 1 of them"),
         (dict(squared=True, probes=-1), "got -1"),
     ],
 )

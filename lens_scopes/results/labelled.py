@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ def dataset(
 
 
 def standard_error(probes: Tensor) -> Tensor:
-    """√(m/(m−1) Σ_j (X_j − X̄)²) over the first axis: the error of the *sum* of m partition probes."""
+    """√(m/(m−1) Σ_j (X_j − X̄)²) over the first axis: the error of the *sum* of m partition probes; NaN of one."""
     m = len(probes)
+    if m < 2:
+        return torch.full_like(probes[0], torch.nan)
     return (m / (m - 1) * (probes - probes.mean(0)).square().sum(0)).sqrt()

@@ -120,8 +120,8 @@ class Cotangents:
         if self.probes and not self.squared:
             msg = "random probes estimate a sum of squares: Cotangents(..., probes=m) needs squared=True"
             raise ValueError(msg)
-        if not (self.probes == 0 or 2 <= self.probes <= len(self.vectors)):
-            msg = f"probes counts the last vectors, at least 2 or none of {len(self.vectors)}, got {self.probes}"
+        if not 0 <= self.probes <= len(self.vectors):
+            msg = f"probes counts the last vectors, 0 to {len(self.vectors)} of them, got {self.probes}"
             raise ValueError(msg)
 
     def root_weights(self) -> Float[Tensor, " k"]:
