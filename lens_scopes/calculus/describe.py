@@ -1,10 +1,14 @@
 """What a trace knows about how a result was obtained, in the words of ``results.provenance``."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from lens_scopes.calculus.trace import Trace
-from lens_scopes.host import special_ids, token_texts
+from lens_scopes.host import Host, special_ids, token_texts
 from lens_scopes.results.provenance import Meta, Target, Token, versions
 from lens_scopes.scopes.protocol import Scope, data_of
 from lens_scopes.scopes.state import Cotangents
@@ -26,6 +30,7 @@ def describe(
     """
     host, ids = run.host, run.tokens[prompt].tolist()
     notes = [dict(one.notes) for one in made]
+    places = [_Place.of(run, prompt, n) for n in range(len(run.positions))]
     coverage = [note.get("coverage", 1.0) for note in notes]
     special = special_ids(host)
     return {
@@ -34,8 +39,8 @@ def describe(
         "scope": data_of(scope),
         "position": list(run.positions) if several else run.positions[0],
         "positions": list(run.positions),
-        "targets": [_target(run, prompt, n, note) for n, note in enumerate(notes)],
-        "predictions": [_predictions(run, prompt, n) for n in range(len(run.positions))],
+        "targets": [place.target(note) for place, note in zip(places, notes, strict=True)],
+        "predictions": [place.predictions() for place in places],
         "model": host.name,
         "host": type(host.model).__name__,
         "dtype": str(host.dtype).removeprefix("torch."),
@@ -48,23 +53,34 @@ def describe(
     }
 
 
-def _target(run: Trace, prompt: int, n: int, note: Mapping[str, Any]) -> Target | None:
-    """The token explained, and the one that it is held against; None for a scope that is not about a token."""
-    if "target" not in note:
-        return None
-    target: Target = {**_token(run, prompt, n, note["target"])}
-    if "versus" in note:
-        target["versus"] = _token(run, prompt, n, note["versus"])
-    return target
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """One position of one prompt: what the model says next there."""
 
+    host: Host
+    before: int
+    """The token at the position."""
+    p: Float[Tensor, " vocab"]
 
-def _predictions(run: Trace, prompt: int, n: int, k: int = 5) -> list[Token]:
-    p = run.probs(prompt, n)
-    return [_token(run, prompt, n, i) for i in p.topk(min(k, len(p))).indices.tolist()]
+    @classmethod
+    def of(cls, run: Trace, prompt: int, n: int) -> "_Place":
+        return cls(run.host, int(run.tokens[prompt, run.positions[n]]), run.probs(prompt, n))
 
+    def target(self, note: Mapping[str, Any]) -> Target | None:
+        """The token explained, and the one that it is held against; None for a scope that is not about a token."""
+        if "target" not in note:
+            return None
+        target: Target = {**self.token(note["target"])}
+        if "versus" in note:
+            target["versus"] = self.token(note["versus"])
+        return target
 
-def _token(run: Trace, prompt: int, n: int, token: int) -> Token:
-    """A token after a position. Its text is what it would add there: some decoders drop the blank of a token alone."""
-    p = run.probs(prompt, n)
-    text = token_texts(run.host, [int(run.tokens[prompt, run.positions[n]]), token])[1]
-    return {"id": token, "text": text, "p": float(p[token]), "rank": int((p > p[token]).sum())}
+    def predictions(self, k: int = 5) -> list[Token]:
+        """The model's first choices."""
+        return [self.token(i) for i in self.p.topk(min(k, len(self.p))).indices.tolist()]
+
+    def token(self, token: int) -> Token:
+        """A token after the position, with the text that it would add there: alone, some decoders drop its blank."""
+        text = token_texts(self.host, [self.before, token])[1]
+        p = self.p[token]
+        return {"id": token, "text": text, "p": float(p), "rank": int((self.p > p).sum())}
