@@ -179,37 +179,44 @@ def test_it_is_a_method_of_attribution(name):
         assert_close(attribute(question, name.lower()), attribute(question, getattr(ls, name)()), 1e-12, name)
 
 
-def results():
-    scope = ls.Semantic(7, 9)
-    predicted = ls.patching.predict(model(), CLEAN, CORRUPTED, scope, sites="resid_post")
-    measured = ls.patching.measure(model(), CLEAN, CORRUPTED, scope, sites="resid_post")
-    table = ls.evaluate.compare_methods(model(), [CLEAN, CORRUPTED], ["semantic", "random"], baseline="random")
-    return {
-        "sites": ls.score(model(), CLEAN, scope),
-        "one site": ls.score(model(), CLEAN, scope, sites="embed"),
-        "a strip": ls.score(model(), CLEAN, scope, sites="embed").sel(site="embed"),
-        "heads": ls.score(model(), CLEAN, scope, sites="z"),
-        "signed": ls.score(model(), CLEAN, scope, along="activation"),
-        "an estimate": ls.score(model(), CLEAN, ls.Fisher(4)),
-        "positions": ls.score(model(), CLEAN, scope, position="all"),
-        "words": ls.score(model(), CLEAN, scope).aggregate("word"),
-        "no positions": ls.score(model(), CLEAN, scope).sum("pos"),
-        "flow": ls.flow(model(), CLEAN, scope, edges=True),
-        "flow of each": ls.flow(model(), CLEAN, scope, sources="each"),
-        "predicted": predicted,
-        "measured": measured,
-        "comparison": ls.patching.compare(predicted, measured),
-        "table": table,
-        "curve": table.curve("semantic"),
-    }
+def scored(scope=EXAMPLES["Semantic"], **options):
+    return ls.score(model(), CLEAN, scope, **options)
 
 
-@pytest.mark.parametrize("name", ["sites", "one site", "a strip", "heads", "signed", "an estimate", "positions", "words",
-                                  "no positions", "flow", "flow of each", "predicted", "measured", "comparison", "table",
-                                  "curve"])  # fmt: skip
+def patches(verb):
+    return verb(model(), CLEAN, CORRUPTED, EXAMPLES["Semantic"], sites="resid_post")
+
+
+def table():
+    return ls.evaluate.compare_methods(model(), [CLEAN, CORRUPTED], ["semantic", "random"], baseline="random")
+
+
+RESULTS = {
+    "sites": scored,
+    "one site": lambda: scored(sites="embed"),
+    "a strip": lambda: scored(sites="embed").sel(site="embed"),
+    "heads": lambda: scored(sites="z"),
+    "signed": lambda: scored(along="activation"),
+    "an estimate": lambda: scored(ls.Fisher(4)),
+    "positions": lambda: scored(position="all"),
+    "strips": lambda: scored(position="all", sites="embed"),
+    "words": lambda: scored().aggregate("word"),
+    "no positions": lambda: scored().sum("pos"),
+    "flow": lambda: ls.flow(model(), CLEAN, EXAMPLES["Semantic"], edges=True),
+    "flow of each": lambda: ls.flow(model(), CLEAN, EXAMPLES["Semantic"], sources="each"),
+    "predicted": lambda: patches(ls.patching.predict),
+    "measured": lambda: patches(ls.patching.measure),
+    "comparison": lambda: ls.patching.compare(patches(ls.patching.predict), patches(ls.patching.measure)),
+    "table": table,
+    "curve": lambda: table().curve("semantic"),
+}
+#: Those that are drawn as cells with a number on hover; the others have a table or a scatter of their own.
+DRAWN = [name for name in RESULTS if name not in ("no positions", "comparison", "table", "curve")]
+
+
+@pytest.mark.parametrize("name", RESULTS)
 def test_every_view_of_every_result(name, tmp_path):
-    made = results()
-    result = made[name]
+    result = RESULTS[name]()
     assert ls.show(result)._repr_html_()
     for view in choosing.views(result):
         shown = ls.show(result, view)
@@ -231,7 +238,7 @@ def test_every_view_of_every_result(name, tmp_path):
 
 def test_no_result_is_left_out():
     """Every public class that can be saved, or that shows itself, is among the results above."""
-    kinds = {type(result) for result in results().values()}
+    kinds = {type(make()) for make in RESULTS.values()}
     public = [getattr(space, name) for space in (ls, ls.patching, ls.evaluate) for name in space.__all__]
     savable = {kind for kind in public if isinstance(kind, type) and hasattr(kind, "load")}
     assert savable == kinds
@@ -250,19 +257,17 @@ def test_keys_of_meta_are_in_the_schema():
         assert re.search(rf'^    {key}: .+\n    """.+\."""', body, re.M), f"{key} has no sentence"
 
 
-@pytest.mark.parametrize("name", ["sites", "one site", "a strip", "heads", "signed", "an estimate", "positions", "words",
-                                  "strips", "flow", "flow of each", "predicted", "measured"])  # fmt: skip
+@pytest.mark.parametrize("name", DRAWN)
 def test_colours_and_numbers_of_a_page_are_those_of_the_tensor(name):
     """Every cell: the number on hover, its row's or the legend's end, and the colour that these two make."""
     from lens_scopes.views import markup
 
-    made = results()
-    made["strips"] = ls.score(model(), CLEAN, ls.Semantic(7, 9), position="all", sites="embed")
-    for view in choosing.views(made[name]):
+    result = RESULTS[name]()
+    for view in choosing.views(result):
         if view == "edges":
             continue
-        page = choosing.body(made[name], view)
-        grids = choosing.grids(made[name], view)
+        page = choosing.body(result, view)
+        grids = choosing.grids(result, view)
         expected = [
             (f"{value:.3g}", markup.colour(value, end)[0])
             for grid in grids
