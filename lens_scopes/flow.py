@@ -122,7 +122,7 @@ def flow(
             method = pushed.method
     meta = describe(run, 0, [made], scope, freeze)
     meta |= {"position": at, "units": "squared" if made.squared else "norm", "method": method}
-    replay = Replay.of(model, ids.tolist(), scope, at, tuple(meta["freeze"]))
+    replay = Replay(weakref.ref(model), ids.tolist(), scope, at, tuple(meta["freeze"]))
     return _result(run, made, books, torch.cat(totals), wanted, meta, replay)
 
 
@@ -136,11 +136,6 @@ class Replay:
     scope: Scope | None
     position: int
     freeze: tuple[str, ...]
-
-    @classmethod
-    def of(cls, model: Any, ids: list[int], scope: Scope, position: int, freeze: tuple[str, ...]) -> "Replay":
-        """For a flow that was just made."""
-        return cls(weakref.ref(model), ids, scope, position, freeze)
 
     def __call__(self, k: int, sources: list[int], beam: int) -> "pd.DataFrame":
         """See ``Flow.paths``.
@@ -203,8 +198,7 @@ def _pushed(
 
 
 def _refuse_unbalanced(run: Trace, books: Books, totals: Tensor) -> None:
-    if not all(part.isfinite().all() for part in (totals, *books.parts.values())):
-        refuse_nonfinite(run, {EMBED: torch.tensor(torch.nan)})
+    refuse_nonfinite(run, {EMBED: torch.cat([part.flatten() for part in (totals, *books.parts.values())])})
     if not books.worst <= _BROKEN.get(run.y.dtype, 5e-2):
         msg = (
             f"the books of this flow do not balance: a conservation law is broken by {books.worst:.1e} of the total on "

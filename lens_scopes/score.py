@@ -21,7 +21,7 @@ from lens_scopes.results.provenance import Units
 from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope, cotangents_of, site_of
 from lens_scopes.scopes.state import Cotangents
-from lens_scopes.sites import FINAL, Sites, depth
+from lens_scopes.sites import FINAL, Sites, at_or_after
 
 Along = Literal["activation"] | Float[Tensor, "site pos d_model"] | None
 
@@ -200,8 +200,7 @@ def _directions(run: Trace, asked: _Asked) -> list[Tensor] | None:
 
 
 def _refuse_later_sources(host: Host, site: str, names: Sequence[str]) -> None:
-    n = host.n_layers
-    late = [name for name in names if site != FINAL and depth(name, n) >= depth(site, n)]
+    late = at_or_after(site, names, host.n_layers)
     if late:
         msg = f"the direction reads {site}; sources at or after it do not reach it: {', '.join(late)}"
         raise ValueError(msg)

@@ -88,6 +88,11 @@ def depth(name: str, n_layers: int) -> tuple[int, int]:
     return (layer, _ORDER.index(kind) if kind in _ORDER else len(_ORDER))
 
 
+def at_or_after(site: str, names: Sequence[str], n_layers: int) -> list[str]:
+    """Those of the names that are not reached before a site: what stands there cannot be read at it."""
+    return [name for name in names if depth(name, n_layers) >= depth(site, n_layers)]
+
+
 def _expand(entry: str, n_layers: int) -> list[str]:
     if entry == "embed":
         return [EMBED]

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_scopes.host import Host, Readout, read_out, run_to_last_residual, token_id, twin_id
+from lens_scopes.host import Host, Readout, read_out, run_to_last_residual, token_id, twin_of
 from lens_scopes.host.freeze import freezing_hooks, holding
 from lens_scopes.host.model import Hook
 from lens_scopes.host.readout import final_norm, raw_logits
@@ -53,7 +53,7 @@ class Trace:
             constant_norm=self.readout.constant_norm,
             norm_has_bias=self.readout.norm_has_bias,
             token_id=lambda token: token_id(host, token),
-            twin=lambda text: twin_id(host, text),
+            twin=lambda text: twin_of(host, text),
             norm_jacobian=self._norm_jacobian(prompt, index),
             stream={
                 name: site[prompt, self.positions[index]].detach().to(work)

@@ -59,10 +59,11 @@ def scope_of(name: str, target: str | None, versus: str | None, passes: str | No
     """The scope that the options describe."""
     options = {"target": target, "versus": versus, "passes": passes, "rank": rank}
     given = {option: value for option, value in options.items() if value is not None}
-    if name not in writable():
-        msg = f"--scope is one of {', '.join(map(repr, writable()))}, got {name!r}"
+    known = writable()
+    if name not in known:
+        msg = f"--scope is one of {', '.join(map(repr, known))}, got {name!r}"
         raise ValueError(msg)
-    kind = writable()[name]
+    kind = known[name]
     takes = [f"--{option}" for option in signature(kind).parameters if option in options]
     wrong = [f"--{option}" for option in given if f"--{option}" not in takes]
     if wrong:

@@ -82,15 +82,16 @@ def _named(name: str) -> Method:
     low_rank = re.fullmatch(r"fisher_low_rank_(\d+)", name)
     if low_rank:
         return lambda question: _scores(question, Fisher(rank=int(low_rank.group(1))))
-    if name not in METHODS and name in writable():
-        return lambda question: _scores(question, _aimed(writable()[name](), question))
-    if name not in METHODS:
-        msg = (
-            f"there is no method {name!r}; there are {', '.join({**METHODS, **writable()})}, fisher_low_rank_<k>, and "
-            "your own functions"
-        )
-        raise ValueError(msg)
-    return METHODS[name]
+    if name in METHODS:
+        return METHODS[name]
+    scopes = writable()
+    if name in scopes:
+        return lambda question: _scores(question, _aimed(scopes[name](), question))
+    msg = (
+        f"there is no method {name!r}; there are {', '.join({**METHODS, **scopes})}, fisher_low_rank_<k>, and your own "
+        "functions"
+    )
+    raise ValueError(msg)
 
 
 def _scores(question: Question, scope: Scope, along: str | None = None) -> Values:

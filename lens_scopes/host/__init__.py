@@ -7,7 +7,7 @@ and TransformerBridge (3.x, 4.x) share; nothing here imports, subclasses or asks
 from lens_scopes.host.capture import run_to_last_residual, watching
 from lens_scopes.host.loading import load
 from lens_scopes.host.model import Host
-from lens_scopes.host.prompts import encode, special_ids, token_id, token_texts, twin_id
+from lens_scopes.host.prompts import encode, special_ids, token_id, token_texts, twin_of
 from lens_scopes.host.readout import Readout, read_out
 
 __all__ = [
@@ -20,6 +20,6 @@ __all__ = [
     "special_ids",
     "token_id",
     "token_texts",
-    "twin_id",
+    "twin_of",
     "watching",
 ]

@@ -126,4 +126,4 @@ def watching(host: Host, site: str) -> Iterator[list[Tensor]]:
         finally:
             if handle is not None:
                 handle.remove()
-        seen.clear()
+            seen.clear()

@@ -139,10 +139,9 @@ def token_id(host: Host, token: str | int) -> int:
         return found
     plain = tokenizer.encode(token, add_special_tokens=False)
     pieces = list(zip(tokenizer.convert_ids_to_tokens(plain), plain, strict=True))
-    other = twin_text(token)
-    twin = _one_token(tokenizer, other) if other else None
+    twin = twin_of(host, token)
     if twin is not None:
-        hint = f"; did you mean {other!r} (id {twin})?"
+        hint = f"; did you mean {twin[0]!r} (id {twin[1]})?"
     else:
         hint = f"; write one of their ids, e.g. {plain[0]}" if len(pieces) > 1 else ""
     if getattr(tokenizer, "unk_token_id", None) in plain:
@@ -166,15 +165,11 @@ def _one_token(tokenizer: Any, text: str) -> int | None:
     return None
 
 
-def twin_text(text: str) -> str:
-    """The same with a leading blank where it has none, and without where it has one."""
-    return text.removeprefix(" ") if text.startswith(" ") else f" {text}"
-
-
-def twin_id(host: Host, text: str) -> int | None:
-    """The token that differs from a text by a leading blank; None where there is none."""
-    other = twin_text(text)
-    return _one_token(host.tokenizer, other) if host.tokenizer is not None and other else None
+def twin_of(host: Host, text: str) -> tuple[str, int] | None:
+    """The token that differs from a text by a leading blank, and its id; None where there is none."""
+    other = text.removeprefix(" ") if text.startswith(" ") else f" {text}"
+    found = _one_token(host.tokenizer, other) if host.tokenizer is not None and other else None
+    return None if found is None else (other, found)
 
 
 def token_texts(host: Host, ids: Sequence[int]) -> tuple[str, ...]:

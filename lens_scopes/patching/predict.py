@@ -18,7 +18,7 @@ from lens_scopes.patching.pair import Pair
 from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope, cotangents_of, quantity, resolve, site_of
 from lens_scopes.scopes.state import Cotangents
-from lens_scopes.sites import EMBED, FINAL, Sites, depth
+from lens_scopes.sites import EMBED, FINAL, Sites, at_or_after
 
 
 def predict(
@@ -156,8 +156,7 @@ def _metric(scope: Scope, corrupted: Trace, clean: Trace) -> dict[str, float]:
 
 
 def _refuse_later(pair: Pair, wanted: Sites, made: Cotangents) -> None:
-    layers = pair.host.n_layers
-    late = [name for name in wanted.names if made.site != FINAL and depth(name, layers) >= depth(made.site, layers)]
+    late = at_or_after(made.site, wanted.names, pair.host.n_layers)
     if late:
         msg = f"the direction reads {made.site}; patches at or after it do not reach it: {', '.join(late)}"
         raise ValueError(msg)

@@ -97,11 +97,10 @@ def _id(token: Token, state: FinalState) -> int:
     found = state.token_id(token)
     if isinstance(token, str) and state.logits.ndim == 1:
         twin = state.twin(token)
-        if twin is not None and state.probs[twin] >= _TWIN * state.probs[found]:
-            other = token.removeprefix(" ") if token.startswith(" ") else f" {token}"
-            p, q = float(state.probs[found]), float(state.probs[twin])
+        if twin is not None and state.probs[twin[1]] >= _TWIN * state.probs[found]:
+            other, p, q = twin[0], float(state.probs[found]), float(state.probs[twin[1]])
             msg = (
-                f"the target {token!r} (id {found}, p {p:.2g}) differs by a blank from {other!r} (id {twin}, "
+                f"the target {token!r} (id {found}, p {p:.2g}) differs by a blank from {other!r} (id {twin[1]}, "
                 f"p {q:.2g}): the model finds that far likelier; write {other!r} if it is meant, else the id {found}"
             )
             warnings.warn(msg, UserWarning, stacklevel=2)

@@ -45,8 +45,8 @@ class FinalState:
     token_id: Callable[[str | int], int]
     norm_jacobian: Callable[[], Float[Tensor, "d_model d_model"]]
     """∂y/∂x, x the last residual stream at this position: [d_model of y, d_model of x]."""
-    twin: Callable[[str], int | None] = field(default=lambda text: None)  # noqa: ARG005
-    """The token that differs from a text by a leading blank, if there is one."""
+    twin: Callable[[str], tuple[str, int] | None] = field(default=lambda text: None)  # noqa: ARG005
+    """The token that differs from a text by a leading blank, and its id, if there is one."""
     stream: Mapping[str, Float[Tensor, "*run d_model"]] = field(default_factory=dict)
     """The residual stream at this position, by hook name, at the sites that are open."""
 
