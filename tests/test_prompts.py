@@ -213,23 +213,12 @@ def test_the_vocabulary_can_be_wider_than_the_tokenizer(backend):
 # What was meant
 
 
-def word_level(*words: str):
-    """A tokenizer of whole words, with one for all that it does not know."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(("<unk>", "<s>", *words))}, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    import transformers
-
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", unk_token="<unk>")
-
-
 def test_what_is_unknown_is_no_target():
-    model = tiny.fresh_host("gpt2", tiny.BACKENDS[0])
-    model.tokenizer = word_level("the", "dog", "sees", "a")
-    host = Host(model)
-    assert token_id(host, "sees") == 4
-    assert token_id(host, "<unk>") == 0  # asked for by name
+    """The demo model's tokenizer knows whole words, and has one token for all others."""
+    host = Host(ls.demo.load())
+    vocabulary = host.tokenizer.get_vocab()
+    assert token_id(host, "sees") == vocabulary["sees"]
+    assert token_id(host, "<unk>") == vocabulary["<unk>"]  # asked for by name
     for text in ("Wolkenkratzer", "sees the", "Wolken kratzer"):
         with pytest.raises(ValueError, match=r"is not (in the vocabulary|one token) of "):
             token_id(host, text)
