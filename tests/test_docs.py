@@ -82,13 +82,21 @@ def parts() -> dict[str, set[str]]:
     return dict(found)
 
 
-def test_the_architecture_names_what_every_part_imports():
-    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \|([^|]*)\|$", PAGES["architecture.md"], re.MULTILINE)
+def test_a_page_names_what_every_part_imports():
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \|([^|]*)\|$", PAGES["imports.md"], re.MULTILINE)
     assert {part: {name for name in re.split(r"[,\s]+", cell) if name} for part, cell in rows} == parts()
     order = [part for part, _ in rows]
     assert [
         (part, name) for part, names in parts().items() for name in names if order.index(name) >= order.index(part)
     ] == []
+
+
+def test_the_levels_of_the_architecture_hold():
+    block = re.search(r"^```\n(.+?)^```", PAGES["architecture.md"], re.MULTILINE | re.DOTALL)[1]
+    levels = [re.split(r", ", re.split(r"  +", line)[0]) for line in reversed(block.splitlines())]
+    height = {part: n for n, line in enumerate(levels) for part in line}
+    assert sorted(height) == sorted(parts())
+    assert [(part, name) for part, names in parts().items() for name in names if height[name] >= height[part]] == []
 
 
 def test_the_architecture_names_files_that_exist():
