@@ -12,6 +12,7 @@ from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.trace import trace
 from lens_scopes.host import Host, run_to_last_residual
 from lens_scopes.host.readout import final_norm
+from lens_scopes.host.undo import guarded
 from lens_scopes.results.flow import Flow
 from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope, cotangents_of, scope_from, site_of
@@ -24,6 +25,7 @@ from lens_scopes.sites import EMBED, FINAL, HEADS
 _STEPS = tuple(0.08 / 4**i for i in range(5))
 
 
+@guarded
 def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, places: int = 4) -> dict[str, Any]:
     """Perturb the largest places on the live model and compare what happens with what the scores say.
 
@@ -88,6 +90,7 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
     }
 
 
+@guarded
 def check_flow(flow: Flow, model: Any, *, scope: Scope | None = None, heads: int = 3) -> dict[str, Any]:
     """Hold a flow against the live model by two ways that it did not take.
 

@@ -20,6 +20,7 @@ from lens_scopes.calculus.pushforward import Pushed, push_forward
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host, encode, token_texts
 from lens_scopes.host.prompts import Prompt, positions_of
+from lens_scopes.host.undo import guarded
 from lens_scopes.results.flow import Flow
 from lens_scopes.results.provenance import Meta
 from lens_scopes.scopes.protocol import Scope, cotangents_of, site_of
@@ -37,6 +38,7 @@ _NO_SPLIT = {torch.float64: 1e-5, torch.float32: 1e-4}
 _BROKEN = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 
+@guarded
 def flow(
     model: Any,
     prompt: Prompt,
@@ -137,6 +139,7 @@ class Replay:
     position: int
     freeze: tuple[str, ...]
 
+    @guarded
     def __call__(self, k: int, sources: list[int], beam: int) -> "pd.DataFrame":
         """See ``Flow.paths``.
 

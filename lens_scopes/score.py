@@ -17,6 +17,7 @@ from lens_scopes.calculus.reduction import combined, reduced, units_of
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host, encode, token_texts
 from lens_scopes.host.prompts import Positions, Prompt, positions_of
+from lens_scopes.host.undo import guarded
 from lens_scopes.results.provenance import Units
 from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope, cotangents_of, site_of
@@ -67,6 +68,7 @@ def score(
     return score_batch(model, [prompt], [scope], position=position, sites=sites, along=along, freeze=freeze)[0]
 
 
+@guarded
 def score_batch(
     model: Any,
     prompts: Sequence[Prompt],

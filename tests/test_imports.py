@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lens_scopes"
 #: From the ground up. A file imports from strictly lower levels only, inside folders too. "scopes" is the folder's
 #: __init__, "" what users import.
 LEVELS = (
-    ("sites", "results/older", "results/labelled", "results/provenance"),
+    ("sites", "results/older", "results/labelled", "results/provenance", "host/undo"),
     ("results/files", "scopes/state", "host/model", "views/markup"),
     ("results/scores", "results/flow", "scopes/protocol", "views/grids", "views/circuits"),
     ("scopes/direction", "scopes/entropy", "scopes/fisher", "scopes/metric", "scopes/semantic", "scopes/temperature"),
@@ -28,8 +28,8 @@ LEVELS = (
     ("host/freeze",),
     ("host",),
     ("calculus", "calculus/trace"),
-    ("calculus/describe", "calculus/ledger", "calculus/memory", "calculus/pushforward"),
-    ("calculus/pullback", "calculus/finite"),
+    ("calculus/describe", "calculus/ledger", "calculus/memory", "calculus/reach"),
+    ("calculus/pullback", "calculus/finite", "calculus/pushforward"),
     ("calculus/directions", "calculus/reduction"),
     ("calculus/paths",),
     ("score", "flow", "jacobian"),

@@ -13,6 +13,7 @@ from lens_scopes.evaluate.curve import Ranking
 from lens_scopes.evaluate.protocol import Protocol, Question, ask
 from lens_scopes.host import token_texts
 from lens_scopes.host.prompts import Prompt
+from lens_scopes.host.undo import guarded
 from lens_scopes.results.provenance import Meta, versions
 from lens_scopes.results.scores import Scores
 
@@ -20,6 +21,7 @@ from lens_scopes.results.scores import Scores
 _CLAMP = 1e-10
 
 
+@guarded
 def leave_one_out(
     model: Any,
     prompts: Sequence[Prompt],

@@ -67,7 +67,7 @@ def run_to_last_residual(
 
     """
     recorder = _Recorder()
-    opened = {name: None for site in sites for name in _opened_for(host, site)}
+    opened = {name: None for site in sites for name in opened_for(host, site)}
     all_hooks = [*hooks, *((name, recorder.hook(name)) for name in opened)]
     all_hooks += [(name, in_place(edit)) for name, edit in (edits or {}).items()]
     final = until or host.last_residual
@@ -91,11 +91,11 @@ def run_to_last_residual(
         raise RuntimeError(msg)
     # The stop hook saw the tensor before the recorder's own hook on the same name could open it.
     last = recorder.values.get(final, end[0])
-    handles = {site: tuple(recorder.values[name] for name in _opened_for(host, site)) for site in sites}
+    handles = {site: tuple(recorder.values[name] for name in opened_for(host, site)) for site in sites}
     return Captured({site: recorder.values[site] for site in sites}, handles, last)
 
 
-def _opened_for(host: Host, site: str) -> tuple[str, ...]:
+def opened_for(host: Host, site: str) -> tuple[str, ...]:
     """The hooks whose gradients give a site's gradient, best first.
 
     On a Bridge hook_resid_mid is the input of the second norm. Its captured tensor has the whole derivative, except

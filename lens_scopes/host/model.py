@@ -3,7 +3,7 @@
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lens_scopes import sites as names
+from lens_scopes.host.undo import undone
 
 #: A hook name and what is called there: (activation, hook=...) -> activation, or None to leave it.
 Hook = tuple[str, Callable[..., torch.Tensor | None]]
@@ -114,13 +115,13 @@ class Host:
         """Hook names that can be asked for, aliases included."""
         return self._points.keys()
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """No other thread of this package runs, hooks or changes the model inside. May be nested."""
+    def alone(self) -> AbstractContextManager:
+        """No other thread of this package runs, hooks or changes the model inside. May be nested.
+
+        The lock itself: an interrupt on its way through a generator would leave it locked.
+        """
         with _locks_lock:
-            lock = _locks.setdefault(self.model, threading.RLock())
-        with lock:
-            yield
+            return _locks.setdefault(self.model, threading.RLock())
 
     @contextmanager
     def hooks(self, fwd_hooks: Sequence[Hook]) -> Iterator[None]:
@@ -135,17 +136,52 @@ class Host:
     @contextmanager
     def attached(self, fwd_hooks: Sequence[Hook]) -> Iterator[None]:
         """The same for a user's own block, in which other threads must be able to go on: the model is not locked."""
-        level, touched = -next(_levels), []
-        try:
+        level = -next(_levels)
+        points = [self._points[name] for name, _ in fwd_hooks]
+        ours = [hook for _, hook in fwd_hooks]
+
+        def undo() -> None:
             with self.alone():
-                for name, hook in fwd_hooks:
-                    touched.append(self._points[name])
-                    self._points[name].add_hook(hook, dir="fwd", level=level)
-            yield
-        finally:
-            with self.alone():
-                for point in touched:
+                for point in points:
                     point.remove_hooks(dir="fwd", level=level)
+                    _remove_unlisted(point, ours)
+
+        with undone(undo):
+            with self.alone():
+                for point, hook in zip(points, ours, strict=True):
+                    point.add_hook(hook, dir="fwd", level=level)
+            yield
+
+    def hooked(self) -> tuple[str, ...]:
+        """Where hooks are in force that are neither this package's nor the host's own: they change what is measured."""
+        points = {id(point): name for name, point in reversed(self._points.items())}
+        found = [
+            points[id(point)]
+            for point in {id(p): p for p in self._points.values()}.values()
+            if any(not (handle.context_level or 0) < 0 for handle in (*point.fwd_hooks, *point.bwd_hooks))
+        ]
+        for name, module in self.model.named_modules():
+            hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+            if any(_is_foreign(function) for some in hooks for function in some.values()):
+                found.append(name)
+        return tuple(dict.fromkeys(found))
+
+    def as_now(self) -> Callable[[], None]:
+        """What brings the hooks back to what they are now, after TransformerLens was stopped while it had its own."""
+        points = {id(point): point for point in self._points.values()}.values()
+        now = [(point, list(point.fwd_hooks), set(point._forward_hooks)) for point in points]
+        level = getattr(self.model, "context_level", None)
+
+        def undo() -> None:
+            for point, listed, known in now:
+                for key in set(point._forward_hooks) - known:
+                    del point._forward_hooks[key]
+                if len(point.fwd_hooks) > len(listed):
+                    point.fwd_hooks = [handle for handle in point.fwd_hooks if any(handle is one for one in listed)]
+            if getattr(self.model, "context_level", None) != level:
+                self.model.context_level = level
+
+        return undo
 
     def sites(self, asked: Any) -> names.Sites:
         """Resolve what the user asked for and check that the model has it.
@@ -183,13 +219,16 @@ class Host:
         """Parameters need no gradients inside: less memory, and only activations are differentiated. Restored after."""
         with self.alone():
             trainable = [p for p in self.model.parameters() if p.requires_grad]
-            try:
-                for parameter in trainable:
+
+            def undo() -> None:
+                while trainable:
+                    trainable[-1].requires_grad_(True)
+                    trainable.pop()
+
+            with undone(undo):
+                for parameter in list(trainable):
                     parameter.requires_grad_(False)
                 yield
-            finally:
-                for parameter in trainable:
-                    parameter.requires_grad_(True)
 
 
 def in_place(edit: Edit) -> Callable[..., torch.Tensor]:
@@ -200,6 +239,20 @@ def in_place(edit: Edit) -> Callable[..., torch.Tensor]:
         return activation
 
     return apply
+
+
+def _remove_unlisted(point: Any, hooks: Sequence[Callable]) -> None:
+    """Hooks that torch knows and TransformerLens does not: an interrupt hit between its two notes of them."""
+    for key, function in list(point._forward_hooks.items()):
+        inside = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+        if any(one is hook for one in inside for hook in hooks):
+            del point._forward_hooks[key]
+
+
+def _is_foreign(function: Callable) -> bool:
+    """Whether a hook of torch's is the user's own: the libraries that models come from have theirs."""
+    module = getattr(getattr(function, "func", function), "__module__", "") or ""
+    return not module.startswith(("transformer_lens", "transformers.", "accelerate.", "lens_scopes."))
 
 
 def _has(model: Any, name: str) -> bool:

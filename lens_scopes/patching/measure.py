@@ -12,6 +12,7 @@ from lens_scopes.calculus.memory import prompts_at_once
 from lens_scopes.host import Host, token_texts
 from lens_scopes.host.patching import patching_name, run_patched
 from lens_scopes.host.prompts import Prompt
+from lens_scopes.host.undo import guarded
 from lens_scopes.patching.metric import ScopeMetric, metric
 from lens_scopes.patching.pair import Pair, changed
 from lens_scopes.patching.predict import axes
@@ -26,6 +27,7 @@ _LOGITS = 2**26
 Place = tuple[int, ...]
 
 
+@guarded
 def measure(
     model: Any,
     clean: Prompt,

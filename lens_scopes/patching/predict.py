@@ -14,6 +14,7 @@ from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import token_texts
 from lens_scopes.host.prompts import Prompt
+from lens_scopes.host.undo import guarded
 from lens_scopes.patching.pair import Pair
 from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope, cotangents_of, quantity, resolve, site_of
@@ -21,6 +22,7 @@ from lens_scopes.scopes.state import Cotangents
 from lens_scopes.sites import EMBED, FINAL, Sites, at_or_after
 
 
+@guarded
 def predict(
     model: Any,
     clean: Prompt,
