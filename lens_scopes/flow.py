@@ -122,7 +122,7 @@ def flow(
             pushed = _pushed(run, lanes, d[row][:, source].flatten(0, 1), [*books_of, posts[-1]], edges)
             books.add(pushed.visitor, source)
             method = pushed.method
-    meta = describe(run, 0, [made], scope, freeze)
+    meta = describe(run, 0, [made], scope, freeze, prompt)
     meta |= {"position": at, "units": "squared" if made.squared else "norm", "method": method}
     replay = Replay(weakref.ref(model), ids.tolist(), scope, at, tuple(meta["freeze"]))
     return _result(run, made, books, torch.cat(totals), wanted, meta, replay)
@@ -201,7 +201,8 @@ def _pushed(
 
 
 def _refuse_unbalanced(run: Trace, books: Books, totals: Tensor) -> None:
-    refuse_nonfinite(run, {EMBED: torch.cat([part.flatten() for part in (totals, *books.parts.values())])})
+    every = torch.cat([part.flatten() for part in (totals, *books.parts.values())])
+    refuse_nonfinite(run.host, run.tokens, {EMBED: every})
     if not books.worst <= _BROKEN.get(run.y.dtype, 5e-2):
         msg = (
             f"the books of this flow do not balance: a conservation law is broken by {books.worst:.1e} of the total on "

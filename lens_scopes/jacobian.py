@@ -105,7 +105,7 @@ class Jacobian:
             raise ValueError(msg)
         rows = Rows.of([[Cotangents(cotangents.to(self.run.y.device), site=self.target)]])
         found = torch.cat([part[self.source][:, 0].detach() for _, part in pull_back(self.run, rows, self.target)])
-        refuse_nonfinite(self.run, {self.source: found})
+        refuse_nonfinite(self.run.host, self.run.tokens, {self.source: found})
         return found
 
     @guarded
@@ -122,7 +122,7 @@ class Jacobian:
         dtype, device = self.run.y.dtype, self.run.y.device
         out = [self._push(part.to(device, dtype)) for part in tangents.split(lanes_at_once(self.run))]
         pushed = torch.cat(out)
-        refuse_nonfinite(self.run, {self.source: pushed})
+        refuse_nonfinite(self.run.host, self.run.tokens, {self.target: pushed}, "the tangent")
         return pushed
 
     def _push(self, tangents: Tensor) -> Tensor:

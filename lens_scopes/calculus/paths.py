@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_scopes.calculus.directions import directions, lengths
+from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.ledger import is_parallel
 from lens_scopes.calculus.memory import lanes_at_once
 from lens_scopes.calculus.pullback import Rows, pull_back
@@ -88,6 +89,7 @@ def strongest_paths(
     now = _Beam(torch.empty(1, 0, dtype=torch.long), start, torch.tensor([total], dtype=torch.float64))
     for layer in range(run.host.n_layers):
         now = _extend(run, gradients, now, layer, beam)
+    refuse_nonfinite(run.host, run.tokens, {EMBED: now.influence})
     order = now.influence.abs().argsort(descending=True)[:k].tolist()
     rows = [
         {

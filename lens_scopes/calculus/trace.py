@@ -7,12 +7,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.host import Host, Readout, read_out, run_to_last_residual, token_id, twin_of
 from lens_scopes.host.freeze import freezing_hooks, holding
 from lens_scopes.host.model import Hook
 from lens_scopes.host.readout import final_norm, raw_logits
 from lens_scopes.scopes.state import FinalState
-from lens_scopes.sites import EMBED, FINAL, STREAM, depth
+from lens_scopes.sites import FINAL
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,17 +110,5 @@ def trace(
             y = final_norm(host, last)
         with torch.no_grad():
             raw = raw_logits(host, y)
-            if not (y.isfinite().all() and raw.isfinite().all()):
-                _refuse_nonfinite(host, tokens)
+            refuse_nonfinite(host, tokens, {FINAL: torch.cat([y.flatten(), raw.flatten()])})
     return Trace(host, readout, tokens, tuple(positions), captured.sites, captured.handles, last, y, raw, tuple(held))
-
-
-def _refuse_nonfinite(host: Host, tokens: Int[Tensor, "batch pos"]) -> None:
-    """Run again with the whole stream open, to say where it begins."""
-    names = [EMBED, *(kind.format(layer) for layer in range(host.n_layers) for kind in STREAM.values())]
-    stream = sorted((name for name in names if name in host.available), key=lambda name: depth(name, host.n_layers))
-    found = run_to_last_residual(host, tokens, stream, grad=False).sites
-    where = next((name for name in stream if not found[name].isfinite().all()), "the final norm or the unembedding")
-    dtype = str(host.dtype).removeprefix("torch.")
-    msg = f"NaN or infinity: the activation at {where} is the first that has it, in {dtype}; try float32 or bfloat16"
-    raise ValueError(msg)

@@ -172,6 +172,7 @@ def ablation_curve(
         "protocol": protocol,
         "seed": seed,
         "model": questions[0].host.name,
+        "hooks": list(questions[0].host.hooked()),
         "watched": [q.watched for q in questions],
         "lengths": [len(q.tokens) for q in questions],
         "versions": versions(),

@@ -81,6 +81,9 @@ def rank_of_top(scores: Ranking, effects: Scores) -> tuple[int, float]:
 
     """
     values = scores.values.squeeze(0) if isinstance(scores, Scores) else torch.as_tensor(scores)
+    if not values.isfinite().all():
+        msg = "a ranking takes finite scores, got NaN or infinity"
+        raise ValueError(msg)
     if values.shape != effects.values.shape:
         msg = f"scores have shape {tuple(values.shape)}, effects {tuple(effects.values.shape)}; pick one site"
         raise ValueError(msg)
@@ -98,6 +101,7 @@ def _scores(question: Question, values: Tensor, how: Meta) -> Scores:
         "positions": [question.position],
         "units": "squared",
         "model": host.name,
+        "hooks": list(host.hooked()),
         "dtype": str(host.dtype).removeprefix("torch."),
         "versions": versions(),
         **how,

@@ -228,6 +228,7 @@ def compare_methods(
         "skip": list(skip),
         "protocol": protocol,
         "model": questions[0].host.name,
+        "hooks": list(questions[0].host.hooked()),
         "lengths": [len(q.tokens) for q in questions],
     }
     asked = {"methods": {name: _text(method) for name, method in by_name.items()}, "measures": measures, "seed": seed}

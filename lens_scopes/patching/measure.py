@@ -8,6 +8,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from lens_scopes.calculus.describe import describe
+from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.memory import prompts_at_once
 from lens_scopes.host import Host, token_texts
 from lens_scopes.host.patching import patching_name, run_patched
@@ -75,7 +76,7 @@ def measure(
     differs[:, pair.position + 1 :] = False
     asked = _asked(where, differs)
     made = cotangents_of(scope, run.state(0, 0))
-    meta = describe(run, 0, [made], scope, ())
+    meta = describe(run, 0, [made], scope, (), corrupted)
     del run, clean_run
     effects = torch.zeros(differs.shape, dtype=torch.float64)
     with host.alone(), torch.no_grad(), metric(model, pair.corrupted, scope, position=pair.position) as value:
@@ -85,6 +86,7 @@ def measure(
             places = [(s, *place) for s in rows for place in (asked & differs)[s].nonzero().tolist()]
             for place, patched in _patched(pair, places, [hooks[name] for name in wanted.names], cache, value):
                 effects[place] = patched - before
+    refuse_nonfinite(host, pair.corrupted[None], dict(zip(wanted.names, effects, strict=True)), "the effect of patches")
     effects = effects.to(torch.float64 if host.dtype == torch.float64 else torch.float32)
     meta |= {
         "units": "squared" if made.squared else "signed",
