@@ -24,7 +24,7 @@ LEVELS = (
     ("views/show", "views/report", "plot/points"),
     ("plot", "plot/with_matplotlib", "plot/with_plotly"),
     ("host/capture", "host/loading", "host/patching", "host/prompts"),
-    ("host/readout",),
+    ("host/readout", "host/axes"),
     ("host/freeze",),
     ("host",),
     ("calculus", "calculus/finite"),

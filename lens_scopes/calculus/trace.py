@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.host import Host, Readout, read_out, run_to_last_residual, token_id, twin_of
+from lens_scopes.host.axes import refuse_axes
 from lens_scopes.host.freeze import freezing_hooks, holding
 from lens_scopes.host.model import Hook
 from lens_scopes.host.readout import final_norm, raw_logits
@@ -95,7 +96,8 @@ def trace(
     """Run the model once on prompts of one length and keep the given sites open; ``freeze``: see ``host.freeze``.
 
     Raises:
-        ValueError: NaN or infinity at the end; the text names the first site that has it.
+        ValueError: NaN or infinity at the end; the text names the first site that has it. Or a site that is not laid out
+            by position.
         RuntimeError: dropout in train mode, a hook that never fires, or a readout that does not match the model.
 
     """
@@ -105,6 +107,7 @@ def trace(
         readout = read_out(host, tokens)
         held = freezing_hooks(host, freeze)
         captured = run_to_last_residual(host, tokens, sites, hooks=held)
+        refuse_axes(host, tokens, captured.sites)
         with torch.enable_grad(), host.frozen(), holding(host, held):
             last = captured.last[:, list(positions)]
             y = final_norm(host, last)
