@@ -59,7 +59,7 @@ def search(run: Trace, made: Cotangents, sources: Sequence[int] | None, k: int, 
 
 def path_sites(host: Host) -> list[str]:
     """The sites whose gradients a search needs."""
-    needed = [HEADS["z"], STREAM["resid_post"], STREAM["mlp_out"]]
+    needed = [HEADS["z"], STREAM["resid_post"], *([STREAM["mlp_out"]] if host.has_mlps else [])]
     needed += [] if is_parallel(host, 0) else [STREAM["resid_mid"]]
     return [EMBED, *(kind.format(layer) for layer in range(host.n_layers) for kind in needed)]
 
@@ -109,12 +109,13 @@ def _extend(run: Trace, gradients: dict[str, Tensor], now: _Beam, layer: int, be
     moved = _tangents_at(run, before, now.tangents, z)
     by_head = torch.einsum("rqhd,prqhd->ph", gradients[z].double(), moved.double())
     if is_parallel(run.host, layer):
-        mlp = STREAM["mlp_out"].format(layer)
-        through_mlp = _tangents_at(run, before, now.tangents, mlp)
         skip = torch.einsum(
             "rtd,prtd->p", gradients[STREAM["resid_post"].format(layer)].double(), now.tangents.double()
         )
-        skip = skip + torch.einsum("rtd,prtd->p", gradients[mlp].double(), through_mlp.double())
+        if run.host.has_mlps:
+            mlp = STREAM["mlp_out"].format(layer)
+            through_mlp = _tangents_at(run, before, now.tangents, mlp)
+            skip = skip + torch.einsum("rtd,prtd->p", gradients[mlp].double(), through_mlp.double())
     else:
         middle = gradients[STREAM["resid_mid"].format(layer)]
         skip = torch.einsum("rtd,prtd->p", middle.double(), now.tangents.double())
@@ -181,7 +182,7 @@ def _masks(run: Trace, layer: int, choice: Int[Tensor, " lane"]) -> list[Hook]:
         return without_skip(activation.detach() + moved, hook)
 
     hooks: list[Hook] = [(STREAM["resid_pre"].format(layer), keep), (HEADS["z"].format(layer), one_head)]
-    if is_parallel(host, layer):
+    if is_parallel(host, layer) and host.has_mlps:
         return [*hooks, (STREAM["mlp_out"].format(layer), skip_or_nothing)]
     return [*hooks, (STREAM["attn_out"].format(layer), without_skip)]
 

@@ -76,6 +76,11 @@ class Host:
         return int(self.cfg.n_ctx)
 
     @property
+    def has_mlps(self) -> bool:
+        """Whether blocks have an MLP: attention-only models keep the name of its hook, which never fires."""
+        return not getattr(self.cfg, "attn_only", False)
+
+    @property
     def last_residual(self) -> str:
         """The last site before the final norm."""
         return names.STREAM["resid_post"].format(self.n_layers - 1)
@@ -113,7 +118,9 @@ class Host:
     @property
     def available(self) -> Collection[str]:
         """Hook names that can be asked for, aliases included."""
-        return self._points.keys()
+        if self.has_mlps:
+            return self._points.keys()
+        return [name for name in self._points if ".mlp." not in name and not name.endswith("hook_mlp_out")]
 
     def alone(self) -> AbstractContextManager:
         """No other thread of this package runs, hooks or changes the model inside. May be nested.
@@ -196,7 +203,7 @@ class Host:
             here = f"blocks.{names.layer_of(missing[0]) or 0}."
             of_block = sorted(name for name in self.available if name.startswith(here) and _is_site(name))
             have = of_block or sorted(self.available)[:20]
-            why = " (blocks with parallel attention and MLP have no resid_mid)" if "resid_mid" in missing[0] else ""
+            why = " (blocks with parallel attention and MLP, or without MLP, have no resid_mid)" if "mid" in missing[0] else ""
             msg = f"{self.name} has no site {missing[0]!r}{why}; it has {', '.join([names.EMBED, *have])}"
             raise ValueError(msg)
         return resolved
