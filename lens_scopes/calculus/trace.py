@@ -44,8 +44,9 @@ class Trace:
         raw = self.raw[prompt, index]
         slope = self.readout.slope(raw)
         return FinalState(
-            y=self.y[prompt, index].detach().to(work),
-            logits=self.readout.transform(raw).detach().to(work),
+            # Copies: a scope may edit what it gets.
+            y=self.y[prompt, index].detach().to(work, copy=True),
+            logits=self.readout.transform(raw).detach().to(work, copy=True),
             weight=self.readout.weight,
             slope=None if slope is None else slope.to(work),
             tokens=tuple(self.tokens[prompt].tolist()),
@@ -58,7 +59,7 @@ class Trace:
             twin=lambda text: twin_of(host, text),
             norm_jacobian=self._norm_jacobian(prompt, index),
             stream={
-                name: site[prompt, self.positions[index]].detach().to(work)
+                name: site[prompt, self.positions[index]].detach().to(work, copy=True)
                 for name, site in self.sites.items()
                 if site.ndim == 3
             },

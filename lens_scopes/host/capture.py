@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_scopes.host.model import Hook, Host, in_place
+from lens_scopes.host.undo import depth, undone
 from lens_scopes.sites import FINAL
 
 
@@ -106,24 +107,42 @@ def opened_for(host: Host, site: str) -> tuple[str, ...]:
     return (site,)
 
 
+@dataclass(eq=False)
+class Seen:
+    """What the latest run left behind: an activation, and what the unembedding made of it at one position."""
+
+    activation: Tensor | None = None
+    """[batch, pos, d_model]."""
+    raw: Tensor | None = None
+    """[batch, vocab], before any soft-cap or scale, outside the graph."""
+
+
 @contextmanager
-def watching(host: Host, site: str) -> Iterator[list[Tensor]]:
-    """The latest activation at a site (or the input of the unembedding, for "final"), in a list that runs refill."""
-    seen: list[Tensor] = []
-    reader = threading.get_ident()
+def watching(host: Host, site: str, position: int) -> Iterator[Seen]:
+    """The latest activation at a site (or the input of the unembedding, for "final"), which runs of the block refill.
+
+    Runs of other threads and of this package's own calls inside the block are not looked at.
+    """
+    seen = Seen()
+    reader, level = threading.get_ident(), depth()
+
+    def is_ours() -> bool:
+        return threading.get_ident() == reader and depth() == level
 
     def keep(activation: Tensor, hook: object) -> None:  # noqa: ARG001 - TransformerLens's signature
-        if threading.get_ident() == reader:  # other threads' runs are not what this one reads
-            seen[:] = [activation]
+        if is_ours():
+            seen.activation = activation
+
+    def end(_: object, given: tuple[Tensor, ...], raw: Tensor) -> None:
+        if is_ours() and raw.ndim == 3:
+            seen.activation = given[0] if site == FINAL else seen.activation
+            seen.raw = raw[:, position].detach().clone() if raw.shape[1] > position else None
 
     with host.attached([] if site == FINAL else [(site, keep)]):
         # No hook of that name exists on every host.
-        handle = (
-            host.model.unembed.register_forward_pre_hook(lambda _, args: keep(args[0], None)) if site == FINAL else None
-        )
-        try:
-            yield seen
-        finally:
-            if handle is not None:
-                handle.remove()
-            seen.clear()
+        handle = host.model.unembed.register_forward_hook(end)
+        with undone(handle.remove):
+            try:
+                yield seen
+            finally:
+                seen.activation = seen.raw = None

@@ -23,6 +23,7 @@ class _Pending(threading.local):
 
     def __init__(self) -> None:
         self.undos: list[Callable[[], None]] = []
+        self.depth = 0
 
 
 _pending = _Pending()
@@ -41,6 +42,11 @@ def undone(undo: Callable[[], None]) -> Iterator[None]:
             undos.remove(undo)
 
 
+def depth() -> int:
+    """How many guarded calls this thread is inside of: runs of the model at another depth are somebody else's."""
+    return _pending.depth
+
+
 def guarded(function: Callable[P, R]) -> Callable[P, R]:
     """A public function, with everything undone that an exception left behind, and without autocast inside.
 
@@ -51,7 +57,9 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         undos, before = _pending.undos, list(_pending.undos)
         grad, cast = torch.is_grad_enabled(), [one for one in _DEVICES if torch.is_autocast_enabled(one)]
+        outside = _pending.depth
         try:
+            _pending.depth = outside + 1
             for device in cast:
                 torch.set_autocast_enabled(device, False)
             return function(*args, **kwargs)
@@ -62,6 +70,7 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
             torch.set_grad_enabled(grad)
             raise
         finally:
+            _pending.depth = outside
             for device in cast:
                 torch.set_autocast_enabled(device, True)
 

@@ -137,7 +137,8 @@ def _patched(
     found: list[tuple[Place, float]] = []
 
     def read(job: int, logits: Tensor) -> None:
-        found.extend(zip(groups[job], value.each(logits).tolist(), strict=False))  # rows left over hold no patch
+        effects = value.each(logits).tolist()[: len(groups[job])]  # rows left over hold no patch
+        found.extend(zip(groups[job], effects, strict=True))
 
     jobs = [(hooks[group[0][0]], edit(group)) for group in groups]
     run_patched(pair.host, pair.corrupted.expand(size, -1), jobs, read)
