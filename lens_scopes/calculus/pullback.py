@@ -61,15 +61,13 @@ def pull_back(run: Trace, rows: Rows, site: str) -> Iterator[tuple[slice, dict[s
     them at once: gradients of all sites and rows never exist together.
     """
     output = run.output(site)
-    inputs = [handle for handles in run.handles.values() for handle in handles]
+    inputs = list(run.handles.values())
     size = rows_at_once(run, len(rows))
     for start in range(0, len(rows), size):
         chunk = slice(start, min(start + size, len(rows)))
-        gradients = iter(_vjp(output, inputs, rows.at(chunk, output)))
+        gradients = _vjp(output, inputs, rows.at(chunk, output))
         found, unreached = {}, []
-        for name, handles in run.handles.items():
-            candidates = [next(gradients) for _ in handles]
-            got = next((g for g in candidates if g is not None), None)
+        for name, got in zip(run.handles, gradients, strict=True):
             unreached += [name] if got is None else []
             zero = run.sites[name].new_zeros(()).expand(chunk.stop - start, *run.sites[name].shape)
             found[name] = zero if got is None else got

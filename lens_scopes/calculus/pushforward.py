@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from lens_scopes.calculus.reach import refuse_lost
 from lens_scopes.host import Host, run_to_last_residual
-from lens_scopes.host.capture import opened_for
+from lens_scopes.host.capture import entrance
 from lens_scopes.host.freeze import holding
 from lens_scopes.host.model import Hook
 from lens_scopes.host.readout import final_norm
@@ -99,7 +99,7 @@ def push_forward(
 
     """
     lanes = tokens.reshape(1, -1).expand(len(tangents), -1)
-    source = opened_for(host, source)[0]  # where a value that is given back goes on whole
+    source = entrance(host, source)  # where a value that is given back goes on whole
     push = _Push(host, lanes, source, tangents, position, sites, visitor, hooks, until)
     try:
         with host.alone(), _one_at_a_time:

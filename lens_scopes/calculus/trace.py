@@ -27,7 +27,7 @@ class Trace:
     positions: tuple[int, ...]
     sites: Mapping[str, Tensor]
     """By name, [batch, pos, d_model] or [batch, pos, head, d_head]."""
-    handles: Mapping[str, tuple[Tensor, ...]]
+    handles: Mapping[str, Tensor]
     last: Float[Tensor, "batch position d_model"]
     """The last residual stream at the positions, inside the graph."""
     y: Float[Tensor, "batch position d_model"]

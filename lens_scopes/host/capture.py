@@ -24,8 +24,8 @@ class Captured:
 
     sites: Mapping[str, Tensor]
     """By name, each [batch, pos, ...]: the value that the model went on with."""
-    handles: Mapping[str, tuple[Tensor, ...]]
-    """By name, the tensors whose gradients can be the site's; the first that the graph uses is the one."""
+    handles: Mapping[str, Tensor]
+    """By name, the tensor whose gradient is the site's."""
     last: Float[Tensor, "batch pos *site"]
     """The last residual stream, or the site that the run was stopped at."""
 
@@ -68,7 +68,7 @@ def run_to_last_residual(
 
     """
     recorder = _Recorder()
-    opened = {name: None for site in sites for name in opened_for(host, site)}
+    opened = {name: None for site in sites for name in (entrance(host, site), site)}
     all_hooks = [*hooks, *((name, recorder.hook(name)) for name in opened)]
     all_hooks += [(name, in_place(edit)) for name, edit in (edits or {}).items()]
     final = until or host.last_residual
@@ -92,19 +92,18 @@ def run_to_last_residual(
         raise RuntimeError(msg)
     # The stop hook saw the tensor before the recorder's own hook on the same name could open it.
     last = recorder.values.get(final, end[0])
-    handles = {site: tuple(recorder.values[name] for name in opened_for(host, site)) for site in sites}
+    handles = {site: recorder.values[entrance(host, site)] for site in sites}
     return Captured({site: recorder.values[site] for site in sites}, handles, last)
 
 
-def opened_for(host: Host, site: str) -> tuple[str, ...]:
-    """The hooks whose gradients give a site's gradient, best first.
+def entrance(host: Host, site: str) -> str:
+    """The hook whose gradient is a site's gradient, and where a value that is given back goes on whole.
 
-    On a Bridge hook_resid_mid is the input of the second norm. Its captured tensor has the whole derivative, except
-    where the norm gets a copy of it; hook_attn_out has the same derivative and always works where it is in the graph.
+    On a Bridge hook_resid_mid is the input of the second norm: on some what the norm gets is a copy, and what is given
+    back there never reaches the skip connection. hook_attn_out has the same derivative.
     """
-    if host.is_bridge and site.endswith(".hook_resid_mid"):
-        return (site.replace("hook_resid_mid", "hook_attn_out"), site)
-    return (site,)
+    instead = site.replace("hook_resid_mid", "hook_attn_out")
+    return instead if host.is_bridge and instead in host.available else site
 
 
 @dataclass(eq=False)

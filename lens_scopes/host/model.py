@@ -161,9 +161,11 @@ class Host:
 
     def hooked(self) -> tuple[str, ...]:
         """Where hooks are in force that are neither this package's nor the host's own: they change what is measured."""
-        points = {id(point): name for name, point in reversed(self._points.items())}
+        called: dict[int, list[str]] = {}
+        for name, point in self._points.items():
+            called.setdefault(id(point), []).append(name)
         found = [
-            points[id(point)]
+            next((name for name in called[id(point)] if name == names.EMBED or _is_site(name)), called[id(point)][0])
             for point in {id(p): p for p in self._points.values()}.values()
             if any(not (handle.context_level or 0) < 0 for handle in (*point.fwd_hooks, *point.bwd_hooks))
         ]
