@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.trace import trace
 from lens_scopes.host import Host, run_to_last_residual
 from lens_scopes.host.readout import final_norm
+from lens_scopes.host.undo import guarded
 from lens_scopes.results.flow import Flow
 from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope, cotangents_of, scope_from, site_of
@@ -24,6 +26,7 @@ from lens_scopes.sites import EMBED, FINAL, HEADS
 _STEPS = tuple(0.08 / 4**i for i in range(5))
 
 
+@guarded
 def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, places: int = 4) -> dict[str, Any]:
     """Perturb the largest places on the live model and compare what happens with what the scores say.
 
@@ -41,19 +44,27 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
         "places": a list of dicts with site, pos, head, direction, predicted, measured, error (relative to the score
         there); "max_error": the largest of those errors, NaN where all scores are 0 and nothing can be compared;
         "stored_error": the largest difference between stored and recomputed
-        scores at the places, relative to the largest score (None where the scores were selected, summed or joined).
+        scores at the places, relative to the largest score (None where the scores were joined to words).
+
+    Raises:
+        ValueError: nothing that finite differences of the model could confirm: effects of patches, sums, scores of a
+            frozen linearisation; or see ``score``.
 
     """
     host = Host(model)
+    _refuse_incomparable(scores)
     scope = scope if scope is not None else scope_from(scores.meta["scope"])
     tokens = torch.tensor(scores.meta["token_ids"], device=host.device)[None]
-    position = scores.meta.get("selected", {}).get("target_pos", scores.meta["positions"][0])
+    # All positions, as they were asked for: a scope may have a target for each.
+    positions = scores.meta["positions"]
+    position = scores.meta.get("selected", {}).get("target_pos", positions[0])
+    index = positions.index(position)
     chosen = _largest(scores, places)
     names = tuple(dict.fromkeys(place["site"] for place in chosen))
     inner = site_of(scope)
-    run = trace(host, tokens, [*names, *({inner} - {FINAL})], [position], scores.meta.get("freeze", ()))
-    made = cotangents_of(scope, run.state(0, 0))
-    rows = Rows.of([[made]])
+    run = trace(host, tokens, [*names, *({inner} - {FINAL})], positions)
+    made = cotangents_of(scope, run.state(0, index))
+    rows = Rows((made.vectors,), ((index,) * len(made.vectors),))
     parts = [{name: found[name][:, 0] for name in names} for _, found in pull_back(run, rows, made.site)]
     gradients = {name: torch.cat([part[name] for part in parts]) for name in names}
     activations = {name: run.sites[name][0].detach() for name in names}
@@ -74,6 +85,7 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
             length = activations[place["site"]][at].double().norm()
             change = _change(host, tokens, position, made.site, place["site"], at, u, length)
             predicted = float(_weighted(g, made).matmul(u).norm())
+            refuse_nonfinite(host, tokens, {place["site"]: change}, "the finite difference")
             measured = float(_weighted(change[None] @ made.vectors.double().T, made, columns=True).norm())
             # A random direction may hardly be felt: what is wrong there is wrong relative to the score.
             scale = max(float(_weighted(g, made).norm()), predicted, measured, 1e-30)
@@ -88,6 +100,7 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
     }
 
 
+@guarded
 def check_flow(flow: Flow, model: Any, *, scope: Scope | None = None, heads: int = 3) -> dict[str, Any]:
     """Hold a flow against the live model by two ways that it did not take.
 
@@ -101,8 +114,15 @@ def check_flow(flow: Flow, model: Any, *, scope: Scope | None = None, heads: int
         "total_error": the difference between the flow's totals and scores at the embedding, relative; "scores": those
         scores against finite differences (see ``check_scores``); "heads": for the strongest heads, the share from the
         flow and from a backward pass masked to that head alone; "max_error": the largest relative difference of those.
+        "scores" is None for a frozen linearisation, which is not the derivative of what the model computes.
+
+    Raises:
+        ValueError: shares, which have lost their totals; or see ``score``.
 
     """
+    if flow.units == "share":
+        msg = "shares have lost the totals that could be checked; write flow.check(model) before flow.share()"
+        raise ValueError(msg)
     scope = scope if scope is not None else scope_from(flow.meta["scope"])
     at, freeze = flow.position, flow.meta["freeze"]
     scores = score(model, flow.meta["token_ids"], scope, position=at, sites="embed", freeze=freeze)
@@ -116,7 +136,7 @@ def check_flow(flow: Flow, model: Any, *, scope: Scope | None = None, heads: int
     scale = float(flow.total.abs().max()) or 1.0
     return {
         "total_error": abs(float(flow.total.sum() - total)) / scale,
-        "scores": check_scores(scores, model, scope=scope),
+        "scores": None if freeze else check_scores(scores, model, scope=scope),
         "heads": found,
         "max_error": max(abs(row["flow"] - row["masked_backward"]) / scale for row in found),
     }
@@ -145,10 +165,30 @@ def _masked_backward(host: Host, flow: Flow, scope: Scope, layer: int, head: int
     return total
 
 
+def _refuse_incomparable(scores: Scores) -> None:
+    """Refuse what is no derivative of the model at single places."""
+    meta = scores.meta
+    if "patching" in meta or "positions" not in meta or "targets" not in meta:
+        msg = (
+            f"check compares what score(...) returned, and {scores!r} holds {meta.get('patching', 'other')} effects; "
+            "patching.compare(predicted, measured) holds predictions against patches"
+        )
+    elif meta.get("summed"):
+        msg = f"check perturbs single places, and these scores are sums over {', '.join(meta['summed'])}; check before"
+    elif meta.get("freeze"):
+        msg = (
+            f"scores with freeze={list(meta['freeze'])} are not the derivative of what the model computes, so finite "
+            "differences of the model cannot confirm them; check the scores without freeze"
+        )
+    else:
+        return
+    raise ValueError(msg)
+
+
 def _largest(scores: Scores, places: int) -> list[dict[str, Any]]:
     """The places with the largest scores at the first position explained, as site, pos(, head) and stored value."""
     values = scores.values
-    whole = not any(key in scores.meta for key in ("summed", "aggregated"))
+    whole = "aggregated" not in scores.meta
     if "target_pos" in scores.dims:
         values = values[0]
     selected = scores.meta.get("selected", {})
@@ -158,8 +198,6 @@ def _largest(scores: Scores, places: int) -> list[dict[str, Any]]:
         index = [int(i) for i in torch.unravel_index(torch.tensor(flat), values.shape)]
         place = dict(selected) | {dim: scores.coords[dim][i] for dim, i in zip(dims, index, strict=True)}
         place = {key: place[key] for key in ("site", "pos", "head") if key in place}
-        place.setdefault("site", "hook_embed")
-        place.setdefault("pos", 0)
         found.append(place | {"stored": float(values[tuple(index)]) if whole else None})
     return found
 

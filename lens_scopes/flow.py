@@ -20,6 +20,7 @@ from lens_scopes.calculus.pushforward import Pushed, push_forward
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host, encode, token_texts
 from lens_scopes.host.prompts import Prompt, positions_of
+from lens_scopes.host.undo import guarded
 from lens_scopes.results.flow import Flow
 from lens_scopes.results.provenance import Meta
 from lens_scopes.scopes.protocol import Scope, cotangents_of, site_of
@@ -37,6 +38,7 @@ _NO_SPLIT = {torch.float64: 1e-5, torch.float32: 1e-4}
 _BROKEN = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 
+@guarded
 def flow(
     model: Any,
     prompt: Prompt,
@@ -120,7 +122,7 @@ def flow(
             pushed = _pushed(run, lanes, d[row][:, source].flatten(0, 1), [*books_of, posts[-1]], edges)
             books.add(pushed.visitor, source)
             method = pushed.method
-    meta = describe(run, 0, [made], scope, freeze)
+    meta = describe(run, 0, [made], scope, freeze, prompt)
     meta |= {"position": at, "units": "squared" if made.squared else "norm", "method": method}
     replay = Replay(weakref.ref(model), ids.tolist(), scope, at, tuple(meta["freeze"]))
     return _result(run, made, books, torch.cat(totals), wanted, meta, replay)
@@ -137,6 +139,7 @@ class Replay:
     position: int
     freeze: tuple[str, ...]
 
+    @guarded
     def __call__(self, k: int, sources: list[int], beam: int) -> "pd.DataFrame":
         """See ``Flow.paths``.
 
@@ -198,7 +201,8 @@ def _pushed(
 
 
 def _refuse_unbalanced(run: Trace, books: Books, totals: Tensor) -> None:
-    refuse_nonfinite(run, {EMBED: torch.cat([part.flatten() for part in (totals, *books.parts.values())])})
+    every = torch.cat([part.flatten() for part in (totals, *books.parts.values())])
+    refuse_nonfinite(run.host, run.tokens, {EMBED: every})
     if not books.worst <= _BROKEN.get(run.y.dtype, 5e-2):
         msg = (
             f"the books of this flow do not balance: a conservation law is broken by {books.worst:.1e} of the total on "

@@ -15,6 +15,7 @@ from lens_scopes.calculus.pushforward import push_forward
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host, encode, token_texts
 from lens_scopes.host.prompts import Prompt, positions_of
+from lens_scopes.host.undo import guarded
 from lens_scopes.scopes.state import Cotangents
 from lens_scopes.sites import FINAL, depth
 
@@ -30,6 +31,7 @@ class Svd(NamedTuple):
     V: Float[Tensor, "k pos d_in"]
 
 
+@guarded
 def jacobian(
     model: Any,
     prompt: Prompt,
@@ -89,6 +91,7 @@ class Jacobian:
         _, pos, d_in = self.run.sites[self.source].shape
         return self.run.output(self.target).shape[-1], pos, d_in
 
+    @guarded
     def vjp(self, cotangents: Float[Tensor, "k d_out"]) -> Float[Tensor, "k pos d_in"]:
         """vᵀJ for k cotangents at the target.
 
@@ -102,9 +105,10 @@ class Jacobian:
             raise ValueError(msg)
         rows = Rows.of([[Cotangents(cotangents.to(self.run.y.device), site=self.target)]])
         found = torch.cat([part[self.source][:, 0].detach() for _, part in pull_back(self.run, rows, self.target)])
-        refuse_nonfinite(self.run, {self.source: found})
+        refuse_nonfinite(self.run.host, self.run.tokens, {self.source: found})
         return found
 
+    @guarded
     def jvp(self, tangents: Float[Tensor, "k pos d_in"]) -> Float[Tensor, "k d_out"]:
         """Ju for k tangents at the source.
 
@@ -118,7 +122,7 @@ class Jacobian:
         dtype, device = self.run.y.dtype, self.run.y.device
         out = [self._push(part.to(device, dtype)) for part in tangents.split(lanes_at_once(self.run))]
         pushed = torch.cat(out)
-        refuse_nonfinite(self.run, {self.source: pushed})
+        refuse_nonfinite(self.run.host, self.run.tokens, {self.target: pushed}, "the tangent")
         return pushed
 
     def _push(self, tangents: Tensor) -> Tensor:

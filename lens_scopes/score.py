@@ -17,6 +17,7 @@ from lens_scopes.calculus.reduction import combined, reduced, units_of
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host, encode, token_texts
 from lens_scopes.host.prompts import Positions, Prompt, positions_of
+from lens_scopes.host.undo import guarded
 from lens_scopes.results.provenance import Units
 from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope, cotangents_of, site_of
@@ -67,6 +68,7 @@ def score(
     return score_batch(model, [prompt], [scope], position=position, sites=sites, along=along, freeze=freeze)[0]
 
 
+@guarded
 def score_batch(
     model: Any,
     prompts: Sequence[Prompt],
@@ -119,7 +121,7 @@ def score_batch(
         asked = _Asked(wanted, positions_of(position, length), not isinstance(position, int), along, freeze)
         for members in (group[start : start + size] for start in range(0, len(group), size)):
             tokens = torch.stack([encoded[i] for i in members])
-            found.update(zip(members, _together(host, tokens, [each[i] for i in members], asked), strict=True))
+            found.update(zip(members, _together(host, tokens, [(prompts[i], each[i]) for i in members], asked), strict=True))
     return [found[i] for i in range(len(prompts))]
 
 
@@ -135,8 +137,11 @@ class _Asked:
     freeze: Sequence[str]
 
 
-def _together(host: Host, tokens: Int[Tensor, "batch pos"], scopes: list[Scope], asked: _Asked) -> list[Scores]:
+def _together(
+    host: Host, tokens: Int[Tensor, "batch pos"], members: list[tuple[Prompt, Scope]], asked: _Asked
+) -> list[Scores]:
     """Prompts of one length: one forward, everything pulled back site of the cotangents by site."""
+    scopes = [scope for _, scope in members]
     names = asked.wanted.names
     inner = [site for site in dict.fromkeys(map(site_of, scopes)) if site != FINAL and site not in names]
     for site in inner:
@@ -155,7 +160,7 @@ def _together(host: Host, tokens: Int[Tensor, "batch pos"], scopes: list[Scope],
         for b, own in enumerate(reduced(run, rows, site, names, along)):
             if made[b][0].site == site:
                 values, probes = combined(own, made[b], units, signed)
-                found[b] = _labelled(run, b, made[b], scopes[b], asked, values, probes, units)
+                found[b] = _labelled(run, b, made[b], members[b], asked, values, probes, units)
     return [scores for scores in found if scores is not None]
 
 
@@ -163,17 +168,18 @@ def _labelled(
     run: Trace,
     b: int,
     made: list[Cotangents],
-    scope: Scope,
+    member: tuple[Prompt, Scope],
     asked: _Asked,
     values: Float[Tensor, "target site pos *head"],
     probes: Tensor | None,
     units: Units,
 ) -> Scores:
     """One prompt's numbers with their names and where they come from."""
-    refuse_nonfinite(run, {name: values[:, s] for s, name in enumerate(asked.wanted.names)})
+    refuse_nonfinite(run.host, run.tokens, {name: values[:, s] for s, name in enumerate(asked.wanted.names)})
     dims = ("target_pos", "site", "pos", "head")[: values.ndim]
     labels = (asked.positions, asked.wanted.names, *(tuple(range(size)) for size in values.shape[2:]))
-    meta = describe(run, b, made, scope, asked.freeze, several=asked.several)
+    prompt, scope = member
+    meta = describe(run, b, made, scope, asked.freeze, prompt, several=asked.several)
     meta |= {"units": units, "along": "tensor" if isinstance(asked.along, Tensor) else asked.along}
     texts = token_texts(run.host, run.tokens[b].tolist())
     if not asked.several:

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lens_scopes"
 #: From the ground up. A file imports from strictly lower levels only, inside folders too. "scopes" is the folder's
 #: __init__, "" what users import.
 LEVELS = (
-    ("sites", "results/older", "results/labelled", "results/provenance"),
+    ("sites", "results/older", "results/labelled", "results/provenance", "host/undo"),
     ("results/files", "scopes/state", "host/model", "views/markup"),
     ("results/scores", "results/flow", "scopes/protocol", "views/grids", "views/circuits"),
     ("scopes/direction", "scopes/entropy", "scopes/fisher", "scopes/metric", "scopes/semantic", "scopes/temperature"),
@@ -24,12 +24,13 @@ LEVELS = (
     ("views/show", "views/report", "plot/points"),
     ("plot", "plot/with_matplotlib", "plot/with_plotly"),
     ("host/capture", "host/loading", "host/patching", "host/prompts"),
-    ("host/readout",),
+    ("host/readout", "host/axes"),
     ("host/freeze",),
     ("host",),
-    ("calculus", "calculus/trace"),
-    ("calculus/describe", "calculus/ledger", "calculus/memory", "calculus/pushforward"),
-    ("calculus/pullback", "calculus/finite"),
+    ("calculus", "calculus/finite"),
+    ("calculus/trace",),
+    ("calculus/describe", "calculus/ledger", "calculus/memory", "calculus/reach"),
+    ("calculus/pullback", "calculus/pushforward"),
     ("calculus/directions", "calculus/reduction"),
     ("calculus/paths",),
     ("score", "flow", "jacobian"),

@@ -9,13 +9,21 @@ from torch import Tensor
 
 from lens_scopes.calculus.trace import Trace
 from lens_scopes.host import Host, special_ids, token_texts
+from lens_scopes.host.prompts import Prompt, brings_its_bos
 from lens_scopes.results.provenance import Meta, Target, Token, versions
 from lens_scopes.scopes.protocol import Scope, data_of
 from lens_scopes.scopes.state import Cotangents
 
 
 def describe(
-    run: Trace, prompt: int, made: Sequence[Cotangents], scope: Scope, freeze: Sequence[str], *, several: bool = False
+    run: Trace,
+    prompt: int,
+    made: Sequence[Cotangents],
+    scope: Scope,
+    freeze: Sequence[str],
+    written: Prompt,
+    *,
+    several: bool = False,
 ) -> Meta:
     """JSON-like facts of one prompt of a trace: what was explained, on which model, processed how.
 
@@ -25,6 +33,7 @@ def describe(
         made: the cotangents at each of its positions.
         scope: what made them.
         freeze: the parts held constant.
+        written: the prompt as the user wrote it.
         several: whether a list of positions was asked for (then position and coverage are lists).
 
     """
@@ -35,6 +44,7 @@ def describe(
     special = special_ids(host)
     return {
         "token_ids": ids,
+        "own_bos": brings_its_bos(host, written),
         "special": [i for i, token in enumerate(ids) if token in special],
         "scope": data_of(scope),
         "position": list(run.positions) if several else run.positions[0],
@@ -49,6 +59,7 @@ def describe(
         "coverage": coverage if several else coverage[0],
         "notes": notes,
         "freeze": [freeze] if isinstance(freeze, str) else list(freeze),
+        "hooks": list(host.hooked()),
         "versions": versions(),
     }
 

@@ -33,7 +33,7 @@ def rows_at_once(run: Trace, rows: int) -> int:
     """How many cotangents to pull back together, in chunks of nearly equal size."""
     batch, pos = run.tokens.shape
     # Per row: the gradients of all sites, and the widest layer's own.
-    held = sum(handle.numel() for handles in run.handles.values() for handle in handles)
+    held = sum(handle.numel() for handle in run.handles.values())
     most = max(1, _bytes(run) // (run.y.element_size() * (held + batch * pos * _widest(run.host, pos))))
     return -(-rows // -(-rows // most))
 

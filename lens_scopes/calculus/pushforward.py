@@ -12,10 +12,13 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from lens_scopes.calculus.reach import refuse_lost
 from lens_scopes.host import Host, run_to_last_residual
+from lens_scopes.host.capture import entrance
 from lens_scopes.host.freeze import holding
 from lens_scopes.host.model import Hook
 from lens_scopes.host.readout import final_norm
+from lens_scopes.sites import FINAL
 
 # torch has one level of dual numbers for the whole process, not one for each thread.
 _one_at_a_time = threading.RLock()
@@ -96,18 +99,22 @@ def push_forward(
 
     """
     lanes = tokens.reshape(1, -1).expand(len(tangents), -1)
+    source = entrance(host, source)  # where a value that is given back goes on whole
     push = _Push(host, lanes, source, tangents, position, sites, visitor, hooks, until)
     try:
         with host.alone(), _one_at_a_time:
-            return _forward_mode(push)
+            pushed = _forward_mode(push)
     except (NotImplementedError, RuntimeError) as failure:
         if isinstance(failure, torch.OutOfMemoryError) or "forward" not in str(failure).lower():
             raise
-        return _two_reverse_passes(push)
+        pushed = None
+    return pushed or _two_reverse_passes(push)
 
 
-def _forward_mode(push: _Push) -> Pushed:
+def _forward_mode(push: _Push) -> Pushed | None:
+    """None where the tangent did not arrive: some hosts go on without the one that a hook's value carries."""
     host, visitor = push.host, push.visitor()
+    arrived: list[bool] = []
 
     def start(activation: Tensor, hook: object) -> Tensor:  # noqa: ARG001
         return forward_ad.make_dual(activation.detach(), push.tangents.to(activation))
@@ -116,19 +123,20 @@ def _forward_mode(push: _Push) -> Pushed:
         def see(activation: Tensor, hook: object) -> Tensor:  # noqa: ARG001
             value, tangent = forward_ad.unpack_dual(activation)
             visitor.visit(name, value, torch.zeros_like(value) if tangent is None else tangent)
+            arrived[:] = [tangent is not None]
             return activation
 
         return see
 
-    with torch.inference_mode(mode=False), torch.no_grad(), forward_ad.dual_level(), _StillWeights():
+    with torch.inference_mode(mode=False), torch.enable_grad(), forward_ad.dual_level(), _StillWeights():
         all_hooks = [(push.source, start), *push.hooks, *((name, seeing(name)) for name in push.sites)]
-        last = run_to_last_residual(host, push.tokens, grad=False, hooks=all_hooks, until=push.until).last
+        last = run_to_last_residual(host, push.tokens, hooks=all_hooks, until=push.until).last
         if push.until is not None:
-            return Pushed(None, "forward mode", visitor)
+            return Pushed(None, "forward mode", visitor) if arrived == [True] else None
         with host.frozen(), holding(host, push.hooks):
             y = final_norm(host, last[:, push.position])
         value, tangent = forward_ad.unpack_dual(y)
-        return Pushed(torch.zeros_like(value) if tangent is None else tangent, "forward mode", visitor)
+        return None if tangent is None else Pushed(tangent, "forward mode", visitor)
 
 
 class _StillWeights(TorchFunctionMode):
@@ -163,11 +171,24 @@ def _two_reverse_passes(push: _Push) -> Pushed:
         outputs = [*(captured.sites[name] for name in opened[1:]), *([] if y is None else [y])]
         dummies = [torch.zeros_like(out, requires_grad=True) for out in outputs]
         reached = [(out, c) for out, c in zip(outputs, dummies, strict=True) if out.grad_fn is not None]
-        (back,) = torch.autograd.grad([o for o, _ in reached], start, [c for _, c in reached], create_graph=True)
-        moved = torch.autograd.grad(back, dummies, tangents.to(back), allow_unused=True)
+        back = _back(reached, start)
+        moved = [None] * len(dummies)
+        if back is not None:
+            moved = torch.autograd.grad(back, dummies, tangents.to(back), allow_unused=True)
+    if outputs and moved[-1] is None:
+        refuse_lost(host, [push.source], push.until or FINAL, {name for name, _ in push.hooks})
     found = [torch.zeros_like(c) if m is None else m for m, c in zip(moved, dummies, strict=True)]
     by_name = {push.source: tangents.to(start)} | dict(zip(opened[1:], found, strict=False))
     for name in push.sites:
         same = captured.sites[name] is start  # a site under another name: nothing happens in between
         visitor.visit(name, captured.sites[name].detach(), by_name[push.source] if same else by_name[name])
     return Pushed(None if y is None else found[-1], "two reverse passes", visitor)
+
+
+def _back(reached: Sequence[tuple[Tensor, Tensor]], start: Tensor) -> Tensor | None:
+    """Jᵀc at the source, in a graph that knows c; None where nothing of the source arrives."""
+    outputs = [out for out, _ in reached]
+    if not outputs:
+        return None
+    cotangents = [c for _, c in reached]
+    return torch.autograd.grad(outputs, start, cotangents, create_graph=True, allow_unused=True)[0]

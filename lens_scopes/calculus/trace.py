@@ -7,12 +7,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.host import Host, Readout, read_out, run_to_last_residual, token_id, twin_of
+from lens_scopes.host.axes import refuse_axes
 from lens_scopes.host.freeze import freezing_hooks, holding
 from lens_scopes.host.model import Hook
 from lens_scopes.host.readout import final_norm, raw_logits
 from lens_scopes.scopes.state import FinalState
-from lens_scopes.sites import EMBED, FINAL, STREAM, depth
+from lens_scopes.sites import FINAL
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +27,7 @@ class Trace:
     positions: tuple[int, ...]
     sites: Mapping[str, Tensor]
     """By name, [batch, pos, d_model] or [batch, pos, head, d_head]."""
-    handles: Mapping[str, tuple[Tensor, ...]]
+    handles: Mapping[str, Tensor]
     last: Float[Tensor, "batch position d_model"]
     """The last residual stream at the positions, inside the graph."""
     y: Float[Tensor, "batch position d_model"]
@@ -42,8 +44,9 @@ class Trace:
         raw = self.raw[prompt, index]
         slope = self.readout.slope(raw)
         return FinalState(
-            y=self.y[prompt, index].detach().to(work),
-            logits=self.readout.transform(raw).detach().to(work),
+            # Copies: a scope may edit what it gets.
+            y=self.y[prompt, index].detach().to(work, copy=True),
+            logits=self.readout.transform(raw).detach().to(work, copy=True),
             weight=self.readout.weight,
             slope=None if slope is None else slope.to(work),
             tokens=tuple(self.tokens[prompt].tolist()),
@@ -56,7 +59,7 @@ class Trace:
             twin=lambda text: twin_of(host, text),
             norm_jacobian=self._norm_jacobian(prompt, index),
             stream={
-                name: site[prompt, self.positions[index]].detach().to(work)
+                name: site[prompt, self.positions[index]].detach().to(work, copy=True)
                 for name, site in self.sites.items()
                 if site.ndim == 3
             },
@@ -94,7 +97,8 @@ def trace(
     """Run the model once on prompts of one length and keep the given sites open; ``freeze``: see ``host.freeze``.
 
     Raises:
-        ValueError: NaN or infinity at the end; the text names the first site that has it.
+        ValueError: NaN or infinity at the end; the text names the first site that has it. Or a site that is not laid out
+            by position.
         RuntimeError: dropout in train mode, a hook that never fires, or a readout that does not match the model.
 
     """
@@ -104,22 +108,11 @@ def trace(
         readout = read_out(host, tokens)
         held = freezing_hooks(host, freeze)
         captured = run_to_last_residual(host, tokens, sites, hooks=held)
+        refuse_axes(host, tokens, captured.sites)
         with torch.enable_grad(), host.frozen(), holding(host, held):
             last = captured.last[:, list(positions)]
             y = final_norm(host, last)
         with torch.no_grad():
             raw = raw_logits(host, y)
-            if not (y.isfinite().all() and raw.isfinite().all()):
-                _refuse_nonfinite(host, tokens)
+            refuse_nonfinite(host, tokens, {FINAL: torch.cat([y.flatten(), raw.flatten()])})
     return Trace(host, readout, tokens, tuple(positions), captured.sites, captured.handles, last, y, raw, tuple(held))
-
-
-def _refuse_nonfinite(host: Host, tokens: Int[Tensor, "batch pos"]) -> None:
-    """Run again with the whole stream open, to say where it begins."""
-    names = [EMBED, *(kind.format(layer) for layer in range(host.n_layers) for kind in STREAM.values())]
-    stream = sorted((name for name in names if name in host.available), key=lambda name: depth(name, host.n_layers))
-    found = run_to_last_residual(host, tokens, stream, grad=False).sites
-    where = next((name for name in stream if not found[name].isfinite().all()), "the final norm or the unembedding")
-    dtype = str(host.dtype).removeprefix("torch.")
-    msg = f"NaN or infinity: the activation at {where} is the first that has it, in {dtype}; try float32 or bfloat16"
-    raise ValueError(msg)

@@ -14,6 +14,7 @@ from lens_scopes.evaluate.ablation import Ablation, Replace
 from lens_scopes.evaluate.intervals import bootstrap_interval
 from lens_scopes.evaluate.protocol import Protocol, Question, ask
 from lens_scopes.host.prompts import Prompt
+from lens_scopes.host.undo import guarded
 from lens_scopes.results import files, labelled
 from lens_scopes.results.provenance import Meta, versions
 from lens_scopes.results.scores import Scores
@@ -113,6 +114,7 @@ class Curve:
         return markup.figure(title, markup.numbers(("share of tokens", "change of log p", "95 % interval"), rows))
 
 
+@guarded
 def ablation_curve(
     model: Any,
     prompts: Sequence[Prompt],
@@ -170,6 +172,7 @@ def ablation_curve(
         "protocol": protocol,
         "seed": seed,
         "model": questions[0].host.name,
+        "hooks": list(questions[0].host.hooked()),
         "watched": [q.watched for q in questions],
         "lengths": [len(q.tokens) for q in questions],
         "versions": versions(),

@@ -13,6 +13,7 @@ from lens_scopes.evaluate.curve import Ranking
 from lens_scopes.evaluate.protocol import Protocol, Question, ask
 from lens_scopes.host import token_texts
 from lens_scopes.host.prompts import Prompt
+from lens_scopes.host.undo import guarded
 from lens_scopes.results.provenance import Meta, versions
 from lens_scopes.results.scores import Scores
 
@@ -20,6 +21,7 @@ from lens_scopes.results.scores import Scores
 _CLAMP = 1e-10
 
 
+@guarded
 def leave_one_out(
     model: Any,
     prompts: Sequence[Prompt],
@@ -79,6 +81,9 @@ def rank_of_top(scores: Ranking, effects: Scores) -> tuple[int, float]:
 
     """
     values = scores.values.squeeze(0) if isinstance(scores, Scores) else torch.as_tensor(scores)
+    if not values.isfinite().all():
+        msg = "a ranking takes finite scores, got NaN or infinity"
+        raise ValueError(msg)
     if values.shape != effects.values.shape:
         msg = f"scores have shape {tuple(values.shape)}, effects {tuple(effects.values.shape)}; pick one site"
         raise ValueError(msg)
@@ -96,6 +101,7 @@ def _scores(question: Question, values: Tensor, how: Meta) -> Scores:
         "positions": [question.position],
         "units": "squared",
         "model": host.name,
+        "hooks": list(host.hooked()),
         "dtype": str(host.dtype).removeprefix("torch."),
         "versions": versions(),
         **how,

@@ -29,6 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.memory import prompts_at_once
 from lens_scopes.evaluate.protocol import Question, embed, put
 from lens_scopes.host import run_to_last_residual
@@ -37,6 +38,7 @@ from lens_scopes.host.readout import final_norm, raw_logits, read_out
 from lens_scopes.scopes import Fisher, Metric, Semantic, Temperature
 from lens_scopes.scopes.protocol import Scope, writable
 from lens_scopes.score import score
+from lens_scopes.sites import EMBED
 
 Values = Float[Tensor, " pos"]
 Method = Callable[[Question], Values]
@@ -203,5 +205,6 @@ def _gradients(question: Question, embeddings: Float[Tensor, "point pos d"], of:
             z = readout.transform(raw_logits(host, final_norm(host, captured.last[:, question.position])))
             value = z if of == "z" else z.double().log_softmax(-1)
             (gradient,) = torch.autograd.grad(value[:, question.target].sum(), captured.sites["hook_embed"])
+        refuse_nonfinite(host, tokens, {EMBED: gradient})
         found.append(gradient)
     return torch.cat(found)

@@ -14,9 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.host import Host, encode, run_to_last_residual
 from lens_scopes.host.prompts import Prompt
 from lens_scopes.host.readout import final_norm, raw_logits, read_out
+from lens_scopes.sites import EMBED, FINAL
 
 Protocol = Literal["paper"] | None
 
@@ -90,7 +92,9 @@ def run(
 
         edits = {} if embedding is None else {"hook_embed": put(embedding)}
         last = run_to_last_residual(host, tokens, grad=False, edits=edits).last[:, position]
-        return readout.transform(raw_logits(host, final_norm(host, last))).double().log_softmax(-1)
+        logits = readout.transform(raw_logits(host, final_norm(host, last)))
+        refuse_nonfinite(host, tokens, {FINAL if embedding is None else EMBED: logits}, "the logits for what is put")
+        return logits.double().log_softmax(-1)
 
 
 def put(embedding: Float[Tensor, "batch pos d"]) -> Callable[[Tensor], None]:

@@ -19,6 +19,7 @@ from lens_scopes.evaluate.leave_one_out import divergence
 from lens_scopes.evaluate.methods import Method, attribute
 from lens_scopes.evaluate.protocol import Protocol, Question, ask
 from lens_scopes.host.prompts import Prompt
+from lens_scopes.host.undo import guarded
 from lens_scopes.results import files, labelled
 from lens_scopes.results.provenance import Meta, versions
 from lens_scopes.scopes.protocol import Scope, text_of
@@ -178,6 +179,7 @@ class Table:
         return columns, rows
 
 
+@guarded
 def compare_methods(
     model: Any,
     prompts: Sequence[Prompt],
@@ -226,6 +228,7 @@ def compare_methods(
         "skip": list(skip),
         "protocol": protocol,
         "model": questions[0].host.name,
+        "hooks": list(questions[0].host.hooked()),
         "lengths": [len(q.tokens) for q in questions],
     }
     asked = {"methods": {name: _text(method) for name, method in by_name.items()}, "measures": measures, "seed": seed}

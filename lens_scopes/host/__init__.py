@@ -4,7 +4,7 @@ Works by hook names, ``model.hooks``, ``model.ln_final`` and ``model.unembed`` a
 and TransformerBridge (3.x, 4.x) share; nothing here imports, subclasses or asks for either class.
 """
 
-from lens_scopes.host.capture import run_to_last_residual, watching
+from lens_scopes.host.capture import Seen, run_to_last_residual, watching
 from lens_scopes.host.loading import load
 from lens_scopes.host.model import Host
 from lens_scopes.host.prompts import encode, special_ids, token_id, token_texts, twin_of
@@ -13,6 +13,7 @@ from lens_scopes.host.readout import Readout, read_out
 __all__ = [
     "Host",
     "Readout",
+    "Seen",
     "encode",
     "load",
     "read_out",

@@ -7,6 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lens_scopes.host.model import Edit, Host, in_place
+from lens_scopes.host.undo import undone
 from lens_scopes.sites import HEADS, STREAM, layer_of
 
 
@@ -41,7 +42,8 @@ def run_patched(
     kind = patching_name(jobs[0][0])
     if kind is None:
         for job, (site, edit) in enumerate(tqdm(jobs, desc=jobs[0][0])):
-            read(job, host.model.run_with_hooks(tokens, fwd_hooks=[(site, in_place(edit))]))
+            with host.hooks([(site, in_place(edit))]):
+                read(job, host.model(tokens))
         return
     order = iter(range(len(jobs)))
 
@@ -55,4 +57,5 @@ def run_patched(
 
     nothing: Mapping[str, Tensor] = {site: torch.empty(0) for site, _ in jobs}  # the edits bring what they put there
     index = pd.DataFrame({"layer": [layer_of(site) for site, _ in jobs], "job": range(len(jobs))})
-    generic_activation_patch(host.model, tokens, nothing, metric, setter, activation_name=kind, index_df=index)  # type: ignore[arg-type]
+    with undone(host.as_now()):
+        generic_activation_patch(host.model, tokens, nothing, metric, setter, activation_name=kind, index_df=index)  # type: ignore[arg-type]

@@ -83,6 +83,12 @@ def _text_ids(host: Host, prompt: str) -> Int[Tensor, " pos"]:
     return ids[1:] if twice else ids
 
 
+def brings_its_bos(host: Host, prompt: Prompt) -> bool:
+    """Whether a string begins with the BOS as text, so that the host's own is not put before it."""
+    text = getattr(host.tokenizer, "bos_token", None)
+    return isinstance(prompt, str) and bool(text) and prompt.startswith(text)
+
+
 def _tokenizer(host: Host, what: str) -> Any:
     if host.tokenizer is None:
         msg = f"{what} needs a tokenizer, and {host.name} has none; give token ids instead"

@@ -263,6 +263,10 @@ def compare(
     if measured.values.isnan().all():
         msg = "nothing was measured (all NaN); widen where="
         raise ValueError(msg)
+    pair = (predicted.values[~measured.values.isnan()], measured.values[~measured.values.isnan()])
+    if not all(values.isfinite().all() for values in pair):
+        msg = "compare needs finite numbers where something was measured; predicted or measured hold NaN or infinity"
+        raise ValueError(msg)
     tensors: dict[str, Any] = {}
     for name, order in (orders or {}).items():
         values = order.values if isinstance(order, Scores) else torch.as_tensor(order)

@@ -8,10 +8,12 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from lens_scopes.calculus.describe import describe
+from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.memory import prompts_at_once
 from lens_scopes.host import Host, token_texts
 from lens_scopes.host.patching import patching_name, run_patched
 from lens_scopes.host.prompts import Prompt
+from lens_scopes.host.undo import guarded
 from lens_scopes.patching.metric import ScopeMetric, metric
 from lens_scopes.patching.pair import Pair, changed
 from lens_scopes.patching.predict import axes
@@ -26,6 +28,7 @@ _LOGITS = 2**26
 Place = tuple[int, ...]
 
 
+@guarded
 def measure(
     model: Any,
     clean: Prompt,
@@ -73,7 +76,7 @@ def measure(
     differs[:, pair.position + 1 :] = False
     asked = _asked(where, differs)
     made = cotangents_of(scope, run.state(0, 0))
-    meta = describe(run, 0, [made], scope, ())
+    meta = describe(run, 0, [made], scope, (), corrupted)
     del run, clean_run
     effects = torch.zeros(differs.shape, dtype=torch.float64)
     with host.alone(), torch.no_grad(), metric(model, pair.corrupted, scope, position=pair.position) as value:
@@ -83,6 +86,7 @@ def measure(
             places = [(s, *place) for s in rows for place in (asked & differs)[s].nonzero().tolist()]
             for place, patched in _patched(pair, places, [hooks[name] for name in wanted.names], cache, value):
                 effects[place] = patched - before
+    refuse_nonfinite(host, pair.corrupted[None], dict(zip(wanted.names, effects, strict=True)), "the effect of patches")
     effects = effects.to(torch.float64 if host.dtype == torch.float64 else torch.float32)
     meta |= {
         "units": "squared" if made.squared else "signed",
@@ -133,7 +137,8 @@ def _patched(
     found: list[tuple[Place, float]] = []
 
     def read(job: int, logits: Tensor) -> None:
-        found.extend(zip(groups[job], value.each(logits).tolist(), strict=False))  # rows left over hold no patch
+        effects = value.each(logits).tolist()[: len(groups[job])]  # rows left over hold no patch
+        found.extend(zip(groups[job], effects, strict=True))
 
     jobs = [(hooks[group[0][0]], edit(group)) for group in groups]
     run_patched(pair.host, pair.corrupted.expand(size, -1), jobs, read)

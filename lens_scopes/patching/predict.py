@@ -14,13 +14,15 @@ from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import token_texts
 from lens_scopes.host.prompts import Prompt
+from lens_scopes.host.undo import guarded
 from lens_scopes.patching.pair import Pair
 from lens_scopes.results.scores import Scores
-from lens_scopes.scopes.protocol import Scope, cotangents_of, quantity, resolve, site_of
+from lens_scopes.scopes.protocol import Scope, cotangents_of, quantity, resolve, site_of, text_of
 from lens_scopes.scopes.state import Cotangents
 from lens_scopes.sites import EMBED, FINAL, Sites, at_or_after
 
 
+@guarded
 def predict(
     model: Any,
     clean: Prompt,
@@ -81,7 +83,7 @@ def predict(
     _refuse_later(pair, wanted, made)
     delta = {name: _wide(clean_run.sites[name][0].detach()) - _wide(run.sites[name][0].detach()) for name in opened}
     ends = {} if made.squared else _metric(scope, run, clean_run)
-    meta = describe(run, 0, [made], scope, ())
+    meta = describe(run, 0, [made], scope, (), corrupted)
     meta |= {
         "units": "squared" if made.squared else "signed",
         "along": "tensor",
@@ -97,7 +99,7 @@ def predict(
         del clean_run
         found = _integrate(pair, scope, delta, corrupted_end, steps)
         meta["gap"] = ends["clean"] - ends["corrupted"] - float(found[EMBED].sum())
-    refuse_nonfinite(run, {name: found[name] for name in wanted.names})
+    refuse_nonfinite(run.host, run.tokens, {name: found[name] for name in wanted.names})
     rows = torch.stack([found[name] for name in wanted.names], 1)
     probes = None
     if made.squared:
@@ -152,7 +154,9 @@ def _integrate(
 def _metric(scope: Scope, corrupted: Trace, clean: Trace) -> dict[str, float]:
     """What the scope measures on both runs."""
     value = quantity(scope, corrupted.state(0, 0))
-    return {name: float(value(run.state(0, 0))) for name, run in (("corrupted", corrupted), ("clean", clean))}
+    found = {name: value(run.state(0, 0)) for name, run in (("corrupted", corrupted), ("clean", clean))}
+    refuse_nonfinite(corrupted.host, corrupted.tokens, found, f"the number of {text_of(scope)}")
+    return {name: float(number) for name, number in found.items()}
 
 
 def _refuse_later(pair: Pair, wanted: Sites, made: Cotangents) -> None:

@@ -89,7 +89,12 @@ class Flow:
         )
 
     def share(self) -> "Flow":
-        """Everything as a fraction of its row's total (edges: of the sum of the totals); 0 where a total is 0."""
+        """Everything as a fraction of its row's total (edges: of the sum of the totals); 0 where a total is 0.
+
+        Shares of shares are the same shares.
+        """
+        if self.units == "share":
+            return self
 
         def divided(part: Tensor, by: Tensor) -> Tensor:
             by = by.reshape(-1, *[1] * (part.ndim - 1))
@@ -109,7 +114,14 @@ class Flow:
 
         "skip" is the share of the total that goes past the heads of that block: with the block's heads it makes the
         whole. Shares of different blocks do not sum to it.
+
+        Raises:
+            ValueError: rows that were divided by their own totals, which do not add up.
+
         """
+        if self.units == "share" and len(self.total) > 1:
+            msg = "shares of several sources do not add up: write flow.top() before flow.share(), or sel(source=...)"
+            raise ValueError(msg)
         import pandas as pd
 
         total = float(self.total.sum())

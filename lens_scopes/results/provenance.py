@@ -55,6 +55,8 @@ class Meta(TypedDict, total=False):
     """The ids of the prompt, exactly as they ran."""
     special: list[int]
     """The positions of special tokens (BOS, a chat template's headers)."""
+    own_bos: bool
+    """Whether the prompt was a string that begins with the BOS as text: then it has that one, and not another."""
     scope: ScopeData
     """What was explained."""
     position: int | list[int]
@@ -83,6 +85,8 @@ class Meta(TypedDict, total=False):
     """Whether the final norm makes the length of y a constant: its weight is folded away, or untrained."""
     centred: bool
     """Whether the unembedding, and with it every logit, is centred."""
+    hooks: list[str]
+    """Where the user's own hooks were in force (hook names, or modules for torch's): part of what was measured."""
     versions: dict[str, str]
     """Of this package, TransformerLens and torch."""
 

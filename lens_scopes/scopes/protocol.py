@@ -19,12 +19,13 @@ leading axis, and so has the answer. Formulas that index from the end (``state.l
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from importlib import import_module
 from inspect import Parameter, signature
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from lens_scopes.results.provenance import ScopeData
@@ -45,17 +46,25 @@ def cotangents_of(scope: Scope, state: FinalState) -> Cotangents:
         TypeError: the scope is not callable, or returns something else than a tensor or Cotangents.
         ValueError: the vectors do not have shape [d_model] or [k, d_model], contain NaN or infinity, or live at another
             site than the scope's attribute ``site`` says.
+        RuntimeError: the scope changed the model's unembedding.
 
     """
     if not callable(scope):
         msg = f"a scope is a function of the final state, got {scope!r}; write e.g. ls.Semantic(), not the string"
         raise TypeError(msg)
+    edits = None if state.weight.is_inference() else state.weight._version
     made = scope(state)
+    if edits is not None and state.weight._version != edits:
+        msg = (
+            f"{scope!r} changed state.weight in place, which is the model's own unembedding: the model is no longer what "
+            "it was, load it again; write state.weight.clone() where a scope edits"
+        )
+        raise RuntimeError(msg)
     if isinstance(made, Tensor):
         if made.ndim not in (1, 2):
             msg = f"{scope!r} returned shape {tuple(made.shape)}; a scope returns [d_model] or [k, d_model]"
             raise ValueError(msg)
-        made = Cotangents(made.detach().reshape(-1, made.shape[-1]))
+        made = Cotangents(made.reshape(-1, made.shape[-1]))
     if not isinstance(made, Cotangents):
         msg = f"{scope!r} returned {type(made).__name__}; a scope returns a tensor or ls.Cotangents"
         raise TypeError(msg)
@@ -72,7 +81,8 @@ def cotangents_of(scope: Scope, state: FinalState) -> Cotangents:
     if not made.vectors.isfinite().all():
         msg = f"{scope!r} returned a cotangent with NaN or infinity (final state: {state.y.dtype})"
         raise ValueError(msg)
-    return made
+    weights = None if made.weights is None else made.weights.detach()
+    return replace(made, vectors=made.vectors.detach(), weights=weights)  # results hold no graph
 
 
 def site_of(scope: Scope) -> str:
@@ -93,7 +103,8 @@ def quantity(scope: Scope, reference: FinalState) -> Quantity:
     other scope of one cotangent v in norm units, ⟨v, y⟩ with v taken at the reference.
 
     Raises:
-        ValueError: several cotangents without a number of their own; or what the scope refuses.
+        ValueError: several cotangents without a number of their own; a number that depends on which other runs it is
+            asked about with; or what the scope refuses.
 
     """
     made = cotangents_of(scope, reference)  # resolves tokens and refuses what the scope refuses
@@ -101,9 +112,9 @@ def quantity(scope: Scope, reference: FinalState) -> Quantity:
     value: Any = getattr(scope, "value", None)
     divergence: Any = getattr(scope, "divergence", None)
     if not made.squared and callable(value) and value(reference) is not None:
-        return cast("Quantity", value)
+        return _run_by_run(cast("Quantity", value), scope, reference)
     if made.squared and callable(divergence):
-        return cast("Quantity", partial(divergence, reference=reference))
+        return _run_by_run(cast("Quantity", partial(divergence, reference=reference)), scope, reference)
     if made.squared or len(made.vectors) != 1:
         msg = (
             f"{text_of(scope)} returns {len(made.vectors)} cotangents in {'squared' if made.squared else 'norm'} "
@@ -112,6 +123,43 @@ def quantity(scope: Scope, reference: FinalState) -> Quantity:
         raise ValueError(msg)
     weight = 1.0 if made.weights is None else float(made.weights[0]) ** 0.5
     return lambda state: state.at(made.site) @ (made.vectors[0] * weight).to(state.y)
+
+
+def one_per_run(values: Tensor, runs: int, name: str) -> Tensor:
+    """What a scope's ``value`` says of many runs.
+
+    Raises:
+        ValueError: another shape than [run].
+
+    """
+    if not isinstance(values, Tensor) or values.shape != (runs,):
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        msg = (
+            f"value of {name} returns one number per run, shape ({runs},) for {runs} runs, got {got}; index from the end, "
+            "e.g. state.logits[..., token]"
+        )
+        raise ValueError(msg)
+    return values
+
+
+def _run_by_run(value: Quantity, scope: Scope, reference: FinalState) -> Quantity:
+    """The number, once it was seen to be the same alone and beside another run."""
+    name = text_of(scope)
+
+    def beside(x: Tensor) -> Tensor:
+        return torch.stack([x, 0.5 * x + 0.1])
+
+    stream = {site: beside(x) for site, x in reference.stream.items()}
+    both = replace(reference, y=beside(reference.y), logits=beside(reference.logits), stream=stream)
+    with torch.no_grad():
+        alone, first = value(reference), one_per_run(value(both), 2, name)[0]
+    if not torch.allclose(torch.as_tensor(alone).double(), first.double(), rtol=1e-4, atol=1e-6, equal_nan=True):
+        msg = (
+            f"value of {name} is {float(alone):.6g} for one run and {float(first):.6g} for the same run beside another: "
+            "it must not mix runs; index and reduce from the end, e.g. state.y.norm(dim=-1)"
+        )
+        raise ValueError(msg)
+    return value
 
 
 def text_of(scope: Scope) -> str:
