@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lens_scopes.evaluate.ablation import Ablation, Replace
-from lens_scopes.evaluate.intervals import bootstrap_interval
+from lens_scopes.evaluate.intervals import FEWEST, bootstrap_interval, interval_text
 from lens_scopes.evaluate.protocol import Protocol, Question, ask
 from lens_scopes.host.prompts import Prompt
 from lens_scopes.results import files, labelled
@@ -62,7 +62,7 @@ class Curve:
         return float(torch.trapezoid(self.mean, torch.tensor(self.fractions, dtype=torch.float64)))
 
     def interval(self, level: float = 0.95, seed: int = 0) -> Float[Tensor, "2 fraction"]:
-        """Bootstrap interval of the mean, over prompts."""
+        """Studentised bootstrap interval of the mean, over prompts; NaN for fewer than 10 of them."""
         return bootstrap_interval(self.deltas, level, seed)
 
     def to_dataframe(self) -> "pd.DataFrame":
@@ -71,13 +71,14 @@ class Curve:
         return labelled.dataframe({"delta": self.deltas}, ("prompt", "fraction"), coords, {})
 
     def plot(self, ax: "Axes | None" = None, label: str | None = None) -> "Axes":
-        """The mean with its 95 % interval against the share of tokens."""
+        """The mean with its 95 % interval (none for fewer than 10 prompts) against the share of tokens."""
         import matplotlib.pyplot as plt
 
         ax = ax or plt.subplots(figsize=(5, 3.5), layout="constrained")[1]
         low, high = self.interval()
         (line,) = ax.plot(self.fractions, self.mean, marker=".", label=label)
-        ax.fill_between(self.fractions, low, high, alpha=0.2, color=line.get_color())
+        if len(self.deltas) >= FEWEST:
+            ax.fill_between(self.fractions, low, high, alpha=0.2, color=line.get_color())
         ax.set(xlabel="share of tokens", ylabel="change of log p")
         return ax
 
@@ -106,7 +107,7 @@ class Curve:
         """A table of means and intervals: escaped, no script."""
         low, high = self.interval()
         rows = [
-            (f"{f:g}", markup.number(m), f"{markup.number(a)} to {markup.number(b)}")
+            (f"{f:g}", markup.number(m), interval_text(a, b, len(self.deltas), ".3g"))
             for f, m, a, b in zip(self.fractions, *(x.tolist() for x in (self.mean, low, high)), strict=True)
         ]
         title = f"{self.meta.get('mode', 'ablation')} ({self.meta.get('replace')}), {len(self.deltas)} prompts"

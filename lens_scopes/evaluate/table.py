@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from lens_scopes.evaluate.ablation import Ablation, Replace
 from lens_scopes.evaluate.curve import FRACTIONS, Curve, Mode, change, out_masks, per_token
-from lens_scopes.evaluate.intervals import bootstrap_interval, holm, sign_flip_p
+from lens_scopes.evaluate.intervals import bootstrap_interval, holm, interval_text, sign_flip_p
 from lens_scopes.evaluate.journal import Journal
 from lens_scopes.evaluate.leave_one_out import divergence
 from lens_scopes.evaluate.methods import Method, attribute
@@ -62,7 +62,7 @@ class Table:
 
     @cached_property
     def intervals(self) -> Float[Tensor, "2 method measure"]:
-        """95 % bootstrap intervals of the means."""
+        """95 % studentised bootstrap intervals of the means; NaN for fewer than 10 prompts."""
         return bootstrap_interval(self.values.movedim(1, 0), seed=self.seed)
 
     @property
@@ -72,7 +72,7 @@ class Table:
 
     @cached_property
     def difference_intervals(self) -> Float[Tensor, "2 method measure"]:
-        """95 % bootstrap intervals of the mean differences."""
+        """The same of the mean differences."""
         return bootstrap_interval(self.differences.movedim(1, 0), seed=self.seed)
 
     @cached_property
@@ -110,7 +110,10 @@ class Table:
         return "better" if self.differences[m, :, i].mean() < 0 else "worse"
 
     def to_dataframe(self) -> "pd.DataFrame":
-        """A row per method and measure: mean, its interval, difference to the baseline, its interval, corrected p."""
+        """A row per method and measure: mean, its interval, difference to the baseline, its interval, corrected p.
+
+        Intervals of fewer than 10 prompts are NaN.
+        """
         columns = {
             "mean": self.means,
             "low": self.intervals[0],
@@ -129,7 +132,10 @@ class Table:
         return labelled.dataframe({"value": self.values}, tuple(coords), coords, {})
 
     def to_markdown(self, measures: Sequence[str] | None = None) -> str:
-        """Means, and differences to the baseline with their intervals; * where the corrected p is below 0.05."""
+        """Means, and differences to the baseline with their intervals; * where the corrected p is below 0.05.
+
+        Fewer than 10 prompts have no interval: "too few" stands in its place.
+        """
         columns, rows = self._cells(measures)
         lines = [" | ".join(columns), " | ".join("---" for _ in columns), *(" | ".join(row) for row in rows)]
         return "\n".join(f"| {line} |" for line in lines)
@@ -159,7 +165,7 @@ class Table:
     def _repr_html_(self) -> str:
         """What ``to_markdown`` says, as HTML: escaped, no script."""
         columns, rows = self._cells(None)
-        note = f"differences to {self.baseline} on the same prompts, 95 % bootstrap; * p < 0.05 (sign flips, Holm)"
+        note = f"differences to {self.baseline} on the same prompts, 95 % studentised bootstrap; * p < 0.05 (sign flips, Holm)"
         return markup.figure(repr(self), markup.numbers(columns, rows), note=note)
 
     def _cells(self, measures: Sequence[str] | None) -> tuple[list[str], list[list[str]]]:
@@ -172,7 +178,8 @@ class Table:
             row = [name]
             for i in chosen:
                 star = "*" if self.p[m, i] < 0.05 else ""
-                delta = f"{mean[m, i]:+.3f} [{low[m, i]:+.3f}, {high[m, i]:+.3f}]{star}"
+                ends = interval_text(float(low[m, i]), float(high[m, i]), self.values.shape[1])
+                delta = f"{mean[m, i]:+.3f} {ends}{star}"
                 row += [f"{self.means[m, i]:.3f}", "baseline" if name == self.baseline else delta]
             rows.append(row)
         return columns, rows
