@@ -29,7 +29,9 @@ class Rows:
     def of(cls, cotangents: Sequence[Sequence[Cotangents]]) -> "Rows":
         """From cotangents by prompt and position."""
         return cls(
-            tuple(torch.cat([c.vectors for c in row]) if row else torch.empty(0, 0) for row in cotangents),
+            tuple(
+                torch.cat([c.vectors for c in row]) if row else torch.empty(0, 0, device="cpu") for row in cotangents
+            ),
             tuple(tuple(n for n, c in enumerate(row) for _ in range(len(c.vectors))) for row in cotangents),
         )
 

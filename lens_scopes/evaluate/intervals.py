@@ -22,9 +22,9 @@ def bootstrap_interval(
 ) -> Float[Tensor, "2 ..."]:
     """Studentised bootstrap of the mean over prompts (Efron 1981, Hall 1988); the same resamples for every column.
 
-    Of each resample t* = (mean* − mean) / se*; the interval is mean − se · (upper, lower quantile of t*). Skewed data get
-    an interval that reaches further to the side of their tail, which percentiles of mean* turn the wrong way round
-    (``benchmarks/coverage.py``: what both cover). scipy has the latter alone.
+    Of each resample t* = (mean* − mean) / se*; the interval is mean − se · (upper, lower quantile of t*). Skewed data
+    get an interval that reaches further to the side of their tail; percentiles of mean* cover too little, of few prompts
+    most of all (``benchmarks/coverage.py``). scipy has percentile, basic and BCa intervals, not this one.
 
     NaN for fewer than ``FEWEST`` prompts. An end is infinite where the data do not bound it: where so many resamples
     are one value over and over that a quantile is among them.
@@ -38,14 +38,14 @@ def bootstrap_interval(
         raise ValueError(msg)
     n = len(values)
     if n < FEWEST:
-        return torch.full((2, *values.shape[1:]), torch.nan, dtype=torch.float64)
+        return torch.full((2, *values.shape[1:]), torch.nan, dtype=torch.float64, device="cpu")
     flat = values.double().reshape(n, -1)
     mean, spread = flat.mean(0), flat.var(0)
     centred, generator = flat - mean, torch.Generator().manual_seed(seed)
     found = []
     for size in _portions(draws, n):
-        chosen = torch.randint(n, (size, n), generator=generator)
-        counts = torch.zeros(size, n, dtype=torch.float64).scatter_add_(1, chosen, torch.ones(size, n).double())
+        chosen = torch.randint(n, (size, n), generator=generator, device="cpu")
+        counts = flat.new_zeros(size, n).scatter_add_(1, chosen, flat.new_ones(size, n))
         moved = counts @ centred / n
         variance = (counts @ centred.square() - n * moved.square()) / (n - 1)
         variance = torch.where(variance < _NO_SPREAD * spread, 0.0, variance)
@@ -82,7 +82,7 @@ def sign_flip_p(differences: Float[Tensor, "prompt ..."], seed: int = 0, draws: 
         batch=max(1, _AT_ONCE // flat.numel()),
         **seeded,
     )
-    return torch.as_tensor(found.pvalue).reshape(differences.shape[1:])
+    return torch.as_tensor(found.pvalue, device="cpu").reshape(differences.shape[1:])
 
 
 def holm(p: Float[Tensor, " *shape"]) -> Float[Tensor, " *shape"]:
@@ -95,7 +95,7 @@ def holm(p: Float[Tensor, " *shape"]) -> Float[Tensor, " *shape"]:
     """
     flat = p.reshape(-1)
     ordered, order = flat.sort()
-    steps = torch.arange(len(flat), 0, -1, dtype=flat.dtype)
+    steps = torch.arange(len(flat), 0, -1, dtype=flat.dtype, device=flat.device)
     adjusted = (ordered * steps).cummax(0).values.clamp(max=1) if len(flat) else flat
     return torch.empty_like(flat).scatter_(0, order, adjusted).reshape(p.shape)
 

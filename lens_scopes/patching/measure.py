@@ -3,12 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from lens_scopes.calculus.describe import describe
 from lens_scopes.calculus.memory import prompts_at_once
+from lens_scopes.given import Integer, shown
 from lens_scopes.host import Host, token_texts
 from lens_scopes.host.patching import patching_name, run_patched
 from lens_scopes.host.prompts import Prompt
@@ -32,9 +34,9 @@ def measure(
     corrupted: Prompt,
     scope: Scope,
     *,
-    position: int = -1,
+    position: Integer = -1,
     sites: str | list[str] | tuple[str, ...] | None = None,
-    where: Bool[Tensor, "site pos ..."] | None = None,
+    where: Bool[Tensor, "site pos ..."] | Bool[np.ndarray, "site pos ..."] | None = None,
 ) -> Scores:
     """metric(patched run) − metric(corrupted run) for every place, one patch at a time.
 
@@ -75,7 +77,7 @@ def measure(
     made = cotangents_of(scope, run.state(0, 0))
     meta = describe(run, 0, [made], scope, ())
     del run, clean_run
-    effects = torch.zeros(differs.shape, dtype=torch.float64)
+    effects = torch.zeros(differs.shape, dtype=torch.float64, device="cpu")
     with host.alone(), torch.no_grad(), metric(model, pair.corrupted, scope, position=pair.position) as value:
         before, clean_value = (float(value(host.model(ids[None]))) for ids in (pair.corrupted, pair.clean))
         for kind in dict.fromkeys(map(_kind, wanted.names)):
@@ -96,16 +98,17 @@ def measure(
     return Scores(effects, *axes(wanted, effects.shape), token_texts(host, pair.corrupted.tolist()), meta)
 
 
-def _asked(where: Tensor | None, differs: Tensor) -> Tensor:
+def _asked(where: Tensor | np.ndarray | None, differs: Tensor) -> Tensor:
     if where is None:
         return torch.ones_like(differs)
-    if where.shape != differs.shape or where.dtype != torch.bool:
+    found = torch.from_numpy(where.copy()) if isinstance(where, np.ndarray) and where.dtype == np.bool_ else where
+    if not isinstance(found, Tensor) or found.shape != differs.shape or found.dtype != torch.bool:
         msg = (
-            f"where is a bool tensor shaped like the values, {tuple(differs.shape)} for these sites, got {where.dtype} "
-            f"{tuple(where.shape)}; write e.g. where=predicted.values.abs() > 0.1"
+            f"where is a bool tensor shaped like the values, {tuple(differs.shape)} for these sites, got "
+            f"{shown(where)}; write e.g. where=predicted.values.abs() > 0.1"
         )
         raise ValueError(msg)
-    return where.cpu()
+    return found.cpu()
 
 
 def _kind(name: str) -> str:

@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.calculus.trace import trace
+from lens_scopes.given import Integer
 from lens_scopes.host import Host, encode, watching
-from lens_scopes.host.prompts import Prompt
-from lens_scopes.patching.pair import one_position
+from lens_scopes.host.prompts import Prompt, one_position
 from lens_scopes.scopes.protocol import Quantity, Scope, quantity, site_of, text_of
 from lens_scopes.scopes.state import FinalState
 from lens_scopes.sites import FINAL
@@ -66,7 +66,7 @@ class ScopeMetric:
 
 
 @contextmanager
-def metric(model: Any, prompt: Prompt, scope: Scope, *, position: int = -1) -> Iterator[ScopeMetric]:
+def metric(model: Any, prompt: Prompt, scope: Scope, *, position: Integer = -1) -> Iterator[ScopeMetric]:
     """The scope as a callable on logits, for ``transformer_lens.patching`` and ``attribution_patch``.
 
     Args:
