@@ -23,8 +23,8 @@ def bootstrap_interval(
     """Studentised bootstrap of the mean over prompts (Efron 1981, Hall 1988); the same resamples for every column.
 
     Of each resample t* = (mean* − mean) / se*; the interval is mean − se · (upper, lower quantile of t*). Skewed data
-    get an interval that reaches further to the side of their tail; percentiles of mean* cover too little, of few prompts
-    most of all (``benchmarks/coverage.py``). scipy has percentile, basic and BCa intervals, not this one.
+    get an interval that reaches further to the side of their tail; percentiles of mean* cover too little, most of
+    all of few prompts (``benchmarks/coverage.py``). scipy has percentile, basic and BCa intervals, not this one.
 
     NaN for fewer than ``FEWEST`` prompts. An end is infinite where the data do not bound it: where so many resamples
     are one value over and over that a quantile is among them.

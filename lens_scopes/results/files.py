@@ -28,7 +28,7 @@ _OTHERS = {
     "a picture": ((".png", ".svg", ".pdf", ".jpg"), "plot()", ".savefig(path)"),
     "a data set": ((".nc", ".zarr", ".h5", ".hdf5"), "to_xarray()", ".to_netcdf(path)"),
     "numbers alone": ((".npy", ".npz"), "numpy.save(path, ...)", ""),
-    "a pickle": ((".pt", ".pth", ".pkl", ".pickle"), "pickle.dump(result, file)", ""),
+    "weights": ((".pt", ".pth", ".pkl"), "a name that ends in .safetensors", ""),
 }
 
 
@@ -37,7 +37,7 @@ def _refuse_other_kinds(path: Path) -> None:
     for what, (suffixes, write_instead, then) in _OTHERS.items():
         if suffix in suffixes:
             how = write_instead + then.format("excel" if suffix == ".xlsx" else suffix[1:].removesuffix("l"))
-            msg = f"save writes a .safetensors file, got {path.name!r}, which would be {what}; for that write {how}"
+            msg = f"save writes a .safetensors file, got {path.name!r}, which others take for {what}: write {how}"
             raise ValueError(msg)
 
 
@@ -126,7 +126,7 @@ def load(path: str | Path, kind: str, made: Callable[[dict[str, Tensor], dict[st
         msg = f"{path} is not a complete lens_scopes result: {failure}"
         raise ValueError(msg) from failure
     if not isinstance(header, dict):
-        msg = f"{path} is no lens_scopes result: it has tensors and no header of ours; load it with safetensors"
+        msg = f"{path} is no lens_scopes result (schema None): it has no header of ours; load it with safetensors"
         raise ValueError(msg)  # noqa: TRY004 - the file's content, not a Python type
     schema = header.get("schema")
     if schema not in (1, SCHEMA):
