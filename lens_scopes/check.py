@@ -1,6 +1,6 @@
 """Finite differences on the live model: an opinion on scores that shares no derivative with how they were computed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -43,15 +43,18 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
     Returns:
         "places": a list of dicts with site, pos, head, direction, predicted, measured, error (relative to the score
         there); "max_error": the largest of those errors, NaN where all scores are 0 and nothing can be compared;
-        "stored_error": the largest difference between stored and recomputed
-        scores at the places, relative to the largest score (None where the scores were joined to words).
+        "stored_error": the largest difference between stored and recomputed scores at the places, relative to the
+        largest score (None where the scores were joined to words, and of products with a direction given as a tensor;
+        a part picked by ``sel`` is compared).
 
     Raises:
         ValueError: nothing that finite differences of the model could confirm: effects of patches, sums, scores of a
-            frozen linearisation; or see ``score``.
+            frozen linearisation; scores that do not say how they were obtained, or a scope that ``meta`` does not
+            determine; or see ``score``.
 
     """
     host = Host(model)
+    _refuse_unknown(scores.meta, "token_ids", "positions", *(("scope",) if scope is None else ()))
     _refuse_incomparable(scores)
     scope = scope if scope is not None else scope_from(scores.meta["scope"])
     tokens = torch.tensor(scores.meta["token_ids"], device=host.device)[None]
@@ -78,7 +81,7 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
         generator = torch.Generator().manual_seed(0)
         directions = {
             "strongest": torch.linalg.svd(_weighted(g, made), full_matrices=False).Vh[0],
-            "random": torch.randn(g.shape[1], generator=generator, dtype=torch.float64).to(g.device),
+            "random": torch.randn(g.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(g.device),
         }
         for kind, u in directions.items():
             u = u / u.norm()
@@ -123,6 +126,7 @@ def check_flow(flow: Flow, model: Any, *, scope: Scope | None = None, heads: int
     if flow.units == "share":
         msg = "shares have lost the totals that could be checked; write flow.check(model) before flow.share()"
         raise ValueError(msg)
+    _refuse_unknown(flow.meta, "token_ids", "freeze", "together", *(("scope",) if scope is None else ()))
     scope = scope if scope is not None else scope_from(flow.meta["scope"])
     at, freeze = flow.position, flow.meta["freeze"]
     scores = score(model, flow.meta["token_ids"], scope, position=at, sites="embed", freeze=freeze)
@@ -142,13 +146,23 @@ def check_flow(flow: Flow, model: Any, *, scope: Scope | None = None, heads: int
     }
 
 
+def _refuse_unknown(meta: Mapping[str, Any], *needed: str) -> None:
+    missing = [key for key in needed if key not in meta]
+    if missing:
+        msg = (
+            f"check runs what a result says about itself again, and its meta has no {', '.join(map(repr, missing))}; "
+            "check what score or flow returned, or pass scope=... where the scope alone is missing"
+        )
+        raise ValueError(msg)
+
+
 def _masked_backward(host: Host, flow: Flow, scope: Scope, layer: int, head: int) -> float:
     """Σ_t ⟨the part of g_t that comes back through one head, d_t⟩: no forward-mode pass in it."""
     z = HEADS["z"].format(layer)
     tokens = torch.tensor(flow.meta["token_ids"], device=host.device)[None]
     run = trace(host, tokens, [EMBED, z], [flow.position], flow.meta["freeze"])
     made = cotangents_of(scope, run.state(0, 0))
-    weights = torch.ones(len(made.vectors)) if made.weights is None else made.weights
+    weights = torch.ones(len(made.vectors), device="cpu") if made.weights is None else made.weights
     parts = [found for _, found in pull_back(run, Rows.of([[made]]), FINAL)]
     g, at_z = (torch.cat([part[name] for part in parts])[:, 0] for name in (EMBED, z))
     squares = (g.double().square().sum(-1) * weights.double().to(g.device)[:, None]).sum(0)
@@ -195,7 +209,7 @@ def _largest(scores: Scores, places: int) -> list[dict[str, Any]]:
     dims = [dim for dim in scores.dims if dim != "target_pos"]
     found = []
     for flat in values.abs().flatten().argsort(descending=True)[:places].tolist():
-        index = [int(i) for i in torch.unravel_index(torch.tensor(flat), values.shape)]
+        index = [int(i) for i in torch.unravel_index(torch.tensor(flat, device="cpu"), values.shape)]
         place = dict(selected) | {dim: scores.coords[dim][i] for dim, i in zip(dims, index, strict=True)}
         place = {key: place[key] for key in ("site", "pos", "head") if key in place}
         found.append(place | {"stored": float(values[tuple(index)]) if whole else None})

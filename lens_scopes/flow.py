@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,9 +20,10 @@ from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.pushforward import Pushed, push_forward
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host, encode, token_texts
-from lens_scopes.host.prompts import Prompt, positions_of
+from lens_scopes.host.prompts import Prompt, one_position, positions_of
 from lens_scopes.host.undo import guarded
 from lens_scopes.results.flow import Flow
+from lens_scopes.results.given import Integer, integer, listed
 from lens_scopes.results.provenance import Meta
 from lens_scopes.scopes.protocol import Scope, cotangents_of, site_of
 from lens_scopes.scopes.state import Cotangents
@@ -30,7 +32,7 @@ from lens_scopes.sites import EMBED, FINAL, STREAM
 if TYPE_CHECKING:
     import pandas as pd
 
-Sources = Literal["each"] | Sequence[int] | None
+Sources = Literal["each"] | str | Integer | Sequence[Integer | str] | Tensor | np.ndarray | None
 
 # A violation of the laws inside heads above this share of the total means that the block's form has no such split.
 _NO_SPLIT = {torch.float64: 1e-5, torch.float32: 1e-4}
@@ -44,7 +46,7 @@ def flow(
     prompt: Prompt,
     scope: Scope,
     *,
-    position: int = -1,
+    position: Integer = -1,
     sources: Sources = None,
     edges: bool = False,
     freeze: Sequence[str] = (),
@@ -60,7 +62,8 @@ def flow(
         prompt: see ``score``.
         scope: see ``score``; for a scope of several cotangents the ledger sums over them.
         position: the position whose prediction is explained.
-        sources: None: all tokens together, one row; "each": a row per token; a list of positions.
+        sources: None: all tokens together, one row; "each": a row per token; a list of positions, or of tokens by their
+            text where that stands once in the prompt.
         edges: keep value and pattern edges [2, layer, head, query, key], summed over the sources.
         freeze: see ``score``.
 
@@ -68,7 +71,8 @@ def flow(
         The Flow. ``flow.residual`` is the largest violation of any conservation law, from independent parts.
 
     Raises:
-        ValueError: see ``score``; a direction at an inner site; or edges of a model whose heads cannot be split.
+        ValueError: see ``score``; a direction at an inner site; edges of a model whose heads cannot be split; a source
+            by a text that no token of the prompt has, or several.
         IndexError: a position or source outside the prompt.
         RuntimeError: see ``score``; or a conservation law is broken by more than rounding: 1e-6 of the total in
             float64, 1e-3 in float32, 5e-2 in half precision.
@@ -100,8 +104,8 @@ def flow(
     """
     host = Host(model)
     ids = encode(host, prompt)
-    (at,) = positions_of(position, len(ids))
-    wanted = _sources(sources, len(ids))
+    at = one_position(position, len(ids))
+    wanted = _sources(sources, token_texts(host, ids.tolist()))
     books_of = [name for layer in range(host.n_layers) for name in block_sites(host, layer)]
     posts = [STREAM["resid_post"].format(layer) for layer in range(host.n_layers)]
     _refuse_missing(host, books_of)
@@ -171,15 +175,36 @@ def _gone() -> None:
     """The weak reference of a flow that came from another process."""
 
 
-def _sources(sources: Sources, length: int) -> list[int] | None:
+def _sources(sources: Sources, tokens: Sequence[str]) -> list[int] | None:
     if sources is None:
         return None
-    if isinstance(sources, str):
-        if sources != "each":
-            msg = f"sources is None (all together), 'each' or a list of positions, got {sources!r}"
-            raise ValueError(msg)
-        return list(range(length))
-    return list(positions_of(list(sources), length))
+    if isinstance(sources, str) and sources == "each":
+        return list(range(len(tokens)))
+    each = [_position_of(one, tokens) if isinstance(one, str) else one for one in listed(sources)]
+    return list(positions_of([integer(one, _A_SOURCE) for one in each], len(tokens)))
+
+
+_A_SOURCE = "sources is None (all together), 'each' or a list of positions or tokens; a position"
+
+
+def _position_of(text: str, tokens: Sequence[str]) -> int:
+    """Where the token stands that has this text, blanks at its ends aside unless they tell two apart."""
+    there = [i for i, token in enumerate(tokens) if token == text] or [
+        i for i, token in enumerate(tokens) if token.strip() == text.strip()
+    ]
+    if len(there) == 1:
+        return there[0]
+    where = (
+        f"that stands at {', '.join(map(str, there))}: write one of these positions" if there else "no token is that"
+    )
+    known = "" if there else f"; the prompt has {', '.join(f'{i} {t!r}' for i, t in enumerate(tokens[:_LISTED]))}"
+    more = ", ..." if not there and len(tokens) > _LISTED else ""
+    msg = f"sources is None (all together), 'each' or a list of positions or tokens, got {text!r}: {where}{known}{more}"
+    raise ValueError(msg)
+
+
+# Tokens that an error lists.
+_LISTED = 40
 
 
 def _refuse_missing(host: Host, names: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,8 +15,9 @@ from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.pushforward import push_forward
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host, encode, token_texts
-from lens_scopes.host.prompts import Prompt, positions_of
+from lens_scopes.host.prompts import Prompt, one_position
 from lens_scopes.host.undo import guarded
+from lens_scopes.results.given import Integer, integer, vector
 from lens_scopes.scopes.state import Cotangents
 from lens_scopes.sites import FINAL, depth
 
@@ -38,7 +40,7 @@ def jacobian(
     source: str = "embed",
     target: str = FINAL,
     *,
-    position: int = -1,
+    position: Integer = -1,
     freeze: Sequence[str] = (),
 ) -> "Jacobian":
     """J = ∂(target at position)/∂(source at every position), from one forward pass that stays open.
@@ -58,7 +60,7 @@ def jacobian(
     """
     host = Host(model)
     ids = encode(host, prompt)
-    (at,) = positions_of(position, len(ids))
+    at = one_position(position, len(ids))
     asked = [source] if target == FINAL else [source, target]
     names = [host.sites(site) for site in asked]
     if any(len(found.names) != 1 or found.per_head for found in names):
@@ -92,7 +94,7 @@ class Jacobian:
         return self.run.output(self.target).shape[-1], pos, d_in
 
     @guarded
-    def vjp(self, cotangents: Float[Tensor, "k d_out"]) -> Float[Tensor, "k pos d_in"]:
+    def vjp(self, cotangents: Float[Tensor, "k d_out"] | Float[np.ndarray, "k d_out"]) -> Float[Tensor, "k pos d_in"]:
         """vᵀJ for k cotangents at the target.
 
         Raises:
@@ -100,27 +102,29 @@ class Jacobian:
 
         """
         d_out, _, _ = self.shape
-        if cotangents.ndim != 2 or cotangents.shape[1] != d_out:
-            msg = f"vjp takes cotangents [k, d_out={d_out}], got {tuple(cotangents.shape)}"
+        given = vector(cotangents, "what vjp takes", "k", "d_out")
+        if given.shape[1] != d_out or not len(given):
+            msg = f"vjp takes cotangents [k, d_out={d_out}], got {tuple(given.shape)}"
             raise ValueError(msg)
-        rows = Rows.of([[Cotangents(cotangents.to(self.run.y.device), site=self.target)]])
+        rows = Rows.of([[Cotangents(given.to(self.run.y.device), site=self.target)]])
         found = torch.cat([part[self.source][:, 0].detach() for _, part in pull_back(self.run, rows, self.target)])
         refuse_nonfinite(self.run.host, self.run.tokens, {self.source: found})
         return found
 
     @guarded
-    def jvp(self, tangents: Float[Tensor, "k pos d_in"]) -> Float[Tensor, "k d_out"]:
+    def jvp(self, tangents: Float[Tensor, "k pos d_in"] | Float[np.ndarray, "k pos d_in"]) -> Float[Tensor, "k d_out"]:
         """Ju for k tangents at the source.
 
         Raises:
             ValueError: another shape, or NaN or infinity in the result.
 
         """
-        if tangents.ndim != 3 or tangents.shape[1:] != self.shape[1:]:
-            msg = f"jvp takes tangents [k, pos, d_in] with {self.shape[1:]}, got {tuple(tangents.shape)}"
+        given = vector(tangents, "what jvp takes", "k", "pos", "d_in")
+        if given.shape[1:] != self.shape[1:] or not len(given):
+            msg = f"jvp takes tangents [k, pos, d_in] with {self.shape[1:]}, got {tuple(given.shape)}"
             raise ValueError(msg)
         dtype, device = self.run.y.dtype, self.run.y.device
-        out = [self._push(part.to(device, dtype)) for part in tangents.split(lanes_at_once(self.run))]
+        out = [self._push(part.to(device, dtype)) for part in given.split(lanes_at_once(self.run))]
         pushed = torch.cat(out)
         refuse_nonfinite(self.run.host, self.run.tokens, {self.target: pushed}, "the tangent")
         return pushed
@@ -151,10 +155,10 @@ class Jacobian:
             ValueError: k outside 1 .. d_out.
 
         """
-        import numpy as np
         from scipy.sparse.linalg import LinearOperator, svds
 
         d_out, pos, d_in = self.shape
+        k = integer(k, "svd's k")
         if not 1 <= k <= min(d_out, pos * d_in):
             msg = f"svd({k}): J is {d_out} x {pos * d_in}, so k is between 1 and {min(d_out, pos * d_in)}"
             raise ValueError(msg)
@@ -163,10 +167,10 @@ class Jacobian:
             return Svd(u.T, s, vh.unflatten(1, (pos, d_in)))
 
         def apply(x: Any) -> Any:
-            return self.jvp(torch.as_tensor(x.reshape(1, pos, d_in))).double().cpu().numpy().ravel()
+            return self.jvp(x.reshape(1, pos, d_in)).double().cpu().numpy().ravel()
 
         def transposed(x: Any) -> Any:
-            return self.vjp(torch.as_tensor(x.reshape(1, d_out))).double().cpu().numpy().ravel()
+            return self.vjp(x.reshape(1, d_out)).double().cpu().numpy().ravel()
 
         make: Any = LinearOperator  # calling it picks a subclass, which type checkers do not follow
         operator = make((d_out, pos * d_in), matvec=apply, rmatvec=transposed, dtype=np.float64)

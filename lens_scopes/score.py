@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -18,13 +19,20 @@ from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host, encode, token_texts
 from lens_scopes.host.prompts import Positions, Prompt, positions_of
 from lens_scopes.host.undo import guarded
+from lens_scopes.results.given import is_integer, shown, vector
 from lens_scopes.results.provenance import Units
 from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope, cotangents_of, site_of
 from lens_scopes.scopes.state import Cotangents
 from lens_scopes.sites import FINAL, Sites, at_or_after
 
-Along = Literal["activation"] | Float[Tensor, "site pos d_model"] | None
+Along = (
+    Literal["activation"]
+    | Float[Tensor, "site pos *head d"]
+    | Float[np.ndarray, "site pos *head d"]
+    | Sequence[Sequence[Sequence[float]]]
+    | None
+)
 
 
 def score(
@@ -101,11 +109,11 @@ def score_batch(
 
     """
     host = Host(model)
-    if isinstance(prompts, str):
-        msg = "score_batch takes a list of prompts; for one prompt write score(...)"
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence | Tensor | np.ndarray):
+        msg = f"score_batch takes a list of prompts, got {shown(prompts)}; for one prompt write score(...)"
         raise TypeError(msg)
-    # A string is a mistake that the check of each scope names.
-    several = isinstance(scopes, Sequence) and not isinstance(scopes, str)
+    # A string is a mistake that the check of each scope names; a tuple that can be called is a scope with named fields.
+    several = isinstance(scopes, Sequence) and not isinstance(scopes, str) and not callable(scopes)
     each = cast("list[Scope]", list(cast("Sequence[Scope]", scopes)) if several else [scopes] * len(prompts))
     if len(each) != len(prompts):
         msg = f"{len(prompts)} prompts but {len(each)} scopes; give one for all or one per prompt"
@@ -118,10 +126,12 @@ def score_batch(
     found: dict[int, Scores] = {}
     for length, group in by_length.items():
         size = prompts_at_once(host, length)
-        asked = _Asked(wanted, positions_of(position, length), not isinstance(position, int), along, freeze)
+        asked = _Asked(wanted, positions_of(position, length), not is_integer(position), along, freeze)
         for members in (group[start : start + size] for start in range(0, len(group), size)):
             tokens = torch.stack([encoded[i] for i in members])
-            found.update(zip(members, _together(host, tokens, [(prompts[i], each[i]) for i in members], asked), strict=True))
+            found.update(
+                zip(members, _together(host, tokens, [(prompts[i], each[i]) for i in members], asked), strict=True)
+            )
     return [found[i] for i in range(len(prompts))]
 
 
@@ -180,7 +190,7 @@ def _labelled(
     labels = (asked.positions, asked.wanted.names, *(tuple(range(size)) for size in values.shape[2:]))
     prompt, scope = member
     meta = describe(run, b, made, scope, asked.freeze, prompt, several=asked.several)
-    meta |= {"units": units, "along": "tensor" if isinstance(asked.along, Tensor) else asked.along}
+    meta |= {"units": units, "along": asked.along if isinstance(asked.along, str | None) else "tensor"}
     texts = token_texts(run.host, run.tokens[b].tolist())
     if not asked.several:
         values, probes, dims, labels = values[0], None if probes is None else probes[:, 0], dims[1:], labels[1:]
@@ -193,16 +203,17 @@ def _directions(run: Trace, asked: _Asked) -> list[Tensor] | None:
     if along is None:
         return None
     activations = [run.sites[name].detach() for name in asked.wanted.names]
-    if isinstance(along, Tensor):
-        shape = (len(activations), *activations[0].shape[1:])
-        if tuple(along.shape) != shape:
-            msg = f"along has shape {tuple(along.shape)}, the sites need [site, pos, d_model] = {shape}"
-            raise ValueError(msg)
-        return list(along.detach().to(run.y.device))
-    if along != "activation":
+    if isinstance(along, str) and along == "activation":
+        return activations
+    if isinstance(along, str):
         msg = f"along is None, 'activation' or a tensor [site, pos, d_model], got {along!r}"
+        raise ValueError(msg)  # noqa: TRY004 - an unknown word
+    given = vector(along, "along is None, 'activation' or numbers [site, pos, d_model]: what is no word")
+    shape = (len(activations), *activations[0].shape[1:])
+    if tuple(given.shape) != shape:
+        msg = f"along has shape {tuple(given.shape)}, the sites need [site, pos, d_model] = {shape}"
         raise ValueError(msg)
-    return activations
+    return list(given.to(run.y.device))
 
 
 def _refuse_later_sources(host: Host, site: str, names: Sequence[str]) -> None:

@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lens_scopes"
 #: From the ground up. A file imports from strictly lower levels only, inside folders too. "scopes" is the folder's
 #: __init__, "" what users import.
 LEVELS = (
-    ("sites", "results/older", "results/labelled", "results/provenance", "host/undo"),
+    ("sites", "results/given", "host/undo"),
+    ("results/older", "results/labelled", "results/provenance"),
     ("results/files", "scopes/state", "host/model", "views/markup"),
     ("results/scores", "results/flow", "scopes/protocol", "views/grids", "views/circuits"),
     ("scopes/direction", "scopes/entropy", "scopes/fisher", "scopes/metric", "scopes/semantic", "scopes/temperature"),

@@ -44,9 +44,9 @@ def test_positions_outside_the_prompt(model, position):
 
 
 @pytest.mark.wrong_types
-@pytest.mark.parametrize("position", ["last", True, []])
+@pytest.mark.parametrize("position", ["last", True, [], [1.9], 1.9, None, [True], [2, -5]])
 def test_positions_that_are_none(model, position):
-    with pytest.raises(ValueError, match="position"):
+    with pytest.raises((ValueError, TypeError), match="position"):
         ls.score(model, tiny.tokens(), ls.Semantic(), position=position)
 
 

@@ -127,7 +127,9 @@ def test_meta_names_the_hooks_in_force(pair):
         assert [one for one in call().meta["hooks"] if "_original" not in one] == expected, name
     handle.remove()
     with patching.metric(model, ids, ls.Temperature()):
-        assert ls.score(model, ids, ls.Semantic(7)).meta["hooks"] == expected[:1], "this package's own are not the user's"
+        assert ls.score(model, ids, ls.Semantic(7)).meta["hooks"] == expected[:1], (
+            "this package's own are not the user's"
+        )
 
 
 # Autocast

@@ -86,7 +86,11 @@ def strongest_paths(
     total = float((gradients[EMBED].double() * directions.double()).sum())
     first = STREAM["resid_pre"].format(0)
     start = _tangents_at(run, EMBED, directions[None], first)
-    now = _Beam(torch.empty(1, 0, dtype=torch.long), start, torch.tensor([total], dtype=torch.float64))
+    now = _Beam(
+        start.new_empty((1, 0), dtype=torch.long, device="cpu"),
+        start,
+        start.new_full((1,), total, dtype=torch.float64, device="cpu"),
+    )
     for layer in range(run.host.n_layers):
         now = _extend(run, gradients, now, layer, beam)
     refuse_nonfinite(run.host, run.tokens, {EMBED: now.influence})

@@ -30,7 +30,9 @@ class Rows:
     def of(cls, cotangents: Sequence[Sequence[Cotangents]]) -> "Rows":
         """From cotangents by prompt and position."""
         return cls(
-            tuple(torch.cat([c.vectors for c in row]) if row else torch.empty(0, 0) for row in cotangents),
+            tuple(
+                torch.cat([c.vectors for c in row]) if row else torch.empty(0, 0, device="cpu") for row in cotangents
+            ),
             tuple(tuple(n for n, c in enumerate(row) for _ in range(len(c.vectors))) for row in cotangents),
         )
 
@@ -78,7 +80,6 @@ def pull_back(run: Trace, rows: Rows, site: str) -> Iterator[tuple[slice, dict[s
 
 def _vjp(output: Tensor, inputs: list[Tensor], cotangents: Tensor) -> tuple[Tensor | None, ...]:
     """One backward for all rows; one for each where an operation of the model cannot be batched."""
-
     if not output.requires_grad:
         return (None,) * len(inputs)
 

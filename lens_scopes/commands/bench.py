@@ -83,7 +83,7 @@ def bench(
         table.save(out / "table.safetensors")
         files.write(out / "summary.parquet", table.to_dataframe().to_parquet())
         files.write(out / "per_prompt.parquet", table.per_prompt().to_parquet())
-        files.write(out / "table.md", f"{table.to_markdown()}\n".encode())
+        files.write(out / "table.md", f"{table.to_markdown()}\n")
         say(table.to_markdown(), f"{len(read)} prompts; everything is in {out.resolve()}")
 
 
@@ -114,7 +114,7 @@ def compare(
             found.save(out / "comparison.safetensors")
             files.write(out / "comparison.parquet", found.to_dataframe().to_parquet())
             parts = (found._repr_html_(), predicted._repr_html_(), measured._repr_html_())
-            files.write(out / "comparison.html", markup.page("Predicted and measured patches", *parts).encode())
+            files.write(out / "comparison.html", markup.page("Predicted and measured patches", *parts))
         numbers = found.summary() | ({"gap": predicted.meta["gap"]} if steps > 1 else {})
         say(*(f"{name:>16}  {markup.number(value)}" for name, value in numbers.items()))
 

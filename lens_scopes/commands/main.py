@@ -87,7 +87,7 @@ def score(
         if save_path is not None:
             scores.save(save_path)
         if html_path is not None:
-            files.write(html_path, markup.page(f"{scope_text(scores.meta)}: {prompt}", scores._repr_html_()).encode())
+            files.write(html_path, markup.page(f"{scope_text(scores.meta)}: {prompt}", scores._repr_html_()))
         if json_path is not None:
             _write_json(scores, json_path)
         if save_path is html_path is json_path is None:
@@ -159,7 +159,7 @@ def demo(
                 }
             say(*tables.of_case(case, found))
             figures += [scores._repr_html_() for scores in found.values()]
-        files.write(out, markup.page("lens_scopes: the demo model", *figures).encode())
+        files.write(out, markup.page("lens_scopes: the demo model", *figures))
         say(f"All layers of every score are in {out.resolve()}")
 
 
@@ -194,4 +194,4 @@ def _write_json(scores: ls.Scores, path: Path) -> None:
     if str(path) == "-":
         typer.echo(text, nl=False)
     else:
-        files.write(path, text.encode())
+        files.write(path, text)

@@ -14,6 +14,7 @@ from lens_scopes.evaluate.protocol import Protocol, Question, ask
 from lens_scopes.host import token_texts
 from lens_scopes.host.prompts import Prompt
 from lens_scopes.host.undo import guarded
+from lens_scopes.results.given import Integer, vector
 from lens_scopes.results.provenance import Meta, versions
 from lens_scopes.results.scores import Scores
 
@@ -28,7 +29,7 @@ def leave_one_out(
     *,
     protocol: Protocol = None,
     replace: Replace = "zero",
-    corpus: Sequence[int] | None = None,
+    corpus: Sequence[Integer] | None = None,
     seed: int = 0,
 ) -> list[Scores]:
     """KL(p_clean ‖ p without the token), for each token of each prompt, one at a time.
@@ -54,9 +55,9 @@ def leave_one_out(
     found = []
     for number, question in enumerate(tqdm(questions, desc="leaving one out")):
         reach = question.position + 1
-        rows = torch.eye(len(question.tokens), dtype=torch.bool)[:reach]
+        rows = torch.eye(len(question.tokens), dtype=torch.bool, device="cpu")[:reach]
         moved = divergence(question.log_probs, ablation.log_probs(question, number, rows), protocol)
-        values = torch.cat([moved.cpu(), torch.zeros(len(question.tokens) - reach, dtype=torch.float64)])
+        values = torch.cat([moved.cpu(), torch.zeros(len(question.tokens) - reach, dtype=torch.float64, device="cpu")])
         found.append(_scores(question, values, {"replace": replace, "protocol": protocol, "seed": seed}))
     return found
 
@@ -66,7 +67,9 @@ def divergence(
 ) -> Float[Tensor, " row"]:
     """KL(clean ‖ other) of log probabilities."""
     if protocol == "paper":
-        clean, other = clean.clamp(min=torch.tensor(_CLAMP).log()), other.clamp(min=torch.tensor(_CLAMP).log())
+        # The logarithm in float32, as the authors have it.
+        lowest = float(torch.tensor(_CLAMP, device="cpu").log())
+        clean, other = clean.clamp(min=lowest), other.clamp(min=lowest)
     return (clean.exp() * (clean - other)).sum(-1)
 
 
@@ -80,7 +83,7 @@ def rank_of_top(scores: Ranking, effects: Scores) -> tuple[int, float]:
         ValueError: scores and effects of different length.
 
     """
-    values = scores.values.squeeze(0) if isinstance(scores, Scores) else torch.as_tensor(scores)
+    values = scores.values.squeeze(0) if isinstance(scores, Scores) else vector(scores, "scores", "pos")
     if not values.isfinite().all():
         msg = "a ranking takes finite scores, got NaN or infinity"
         raise ValueError(msg)

@@ -10,14 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.host import Host, encode, run_to_last_residual
-from lens_scopes.host.prompts import Prompt
+from lens_scopes.host.prompts import Prompt, one_position
 from lens_scopes.host.readout import final_norm, raw_logits, read_out
+from lens_scopes.results.given import Integer, integer, listed, shown
 from lens_scopes.sites import EMBED, FINAL
 
 Protocol = Literal["paper"] | None
@@ -58,8 +60,8 @@ def ask(model: Any, prompts: Sequence[Prompt], protocol: Protocol, seed: int = 0
 
     """
     host = Host(model)
-    if isinstance(prompts, str):
-        msg = "prompts is a list of prompts; for a single one write [prompt]"
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence | Tensor | np.ndarray):
+        msg = f"prompts is a list of prompts, got {shown(prompts)}; for a single one write [prompt]"
         raise TypeError(msg)
     if protocol not in (None, "paper"):
         msg = f"protocol is None (one target, the last position) or 'paper', got {protocol!r}"
@@ -80,6 +82,17 @@ def ask(model: Any, prompts: Sequence[Prompt], protocol: Protocol, seed: int = 0
         target = int(tokens[-1]) if protocol == "paper" else top
         asked.append(Question(host, tokens, position, target, top, log_probs, seed))
     return asked
+
+
+def skipped(skip: Sequence[Integer], length: int) -> set[int]:
+    """The positions of one prompt that are never taken out nor ranked.
+
+    Raises:
+        TypeError: no integers.
+        IndexError: outside the prompt.
+
+    """
+    return {one_position(integer(one, "skip is a list of positions; a position"), length) for one in listed(skip)}
 
 
 def run(

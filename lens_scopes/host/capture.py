@@ -88,7 +88,9 @@ def run_to_last_residual(
         host.model(tokens)
     silent = [name for name in opened if name not in recorder.values]
     if silent or not end:
-        msg = f"the hook {(silent or [final])[0]!r} never fired on {host.name}; choose another site"
+        why = "it is compiled: pass the model that was compiled (model._orig_mod), or load it again"
+        why = why if host.is_compiled else "choose another site"
+        msg = f"the hook {(silent or [final])[0]!r} never fired on {host.name}; {why}"
         raise RuntimeError(msg)
     # The stop hook saw the tensor before the recorder's own hook on the same name could open it.
     last = recorder.values.get(final, end[0])

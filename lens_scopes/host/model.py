@@ -205,8 +205,20 @@ class Host:
             here = f"blocks.{names.layer_of(missing[0]) or 0}."
             of_block = sorted(name for name in self.available if name.startswith(here) and _is_site(name))
             have = of_block or sorted(self.available)[:20]
-            why = " (blocks with parallel attention and MLP, or without MLP, have no resid_mid)" if "mid" in missing[0] else ""
+            why = (
+                " (blocks with parallel attention and MLP, or without MLP, have no resid_mid)"
+                if "mid" in missing[0]
+                else ""
+            )
             msg = f"{self.name} has no site {missing[0]!r}{why}; it has {', '.join([names.EMBED, *have])}"
+            raise ValueError(msg)
+        half = [name for name in resolved.names if self.is_bridge and name.endswith(".hook_resid_mid")]
+        half = [name for name in half if name.replace("hook_resid_mid", "hook_attn_out") not in self.available]
+        if half:
+            msg = (
+                f"{half[0]!r} of {self.name} follows no attention: there TransformerLens hooks what the MLP reads, not "
+                "what goes past it, and a gradient would be half of it; choose resid_pre or resid_post"
+            )
             raise ValueError(msg)
         return resolved
 
@@ -225,10 +237,28 @@ class Host:
                 )
                 raise RuntimeError(msg)
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the model as a whole goes through torch.compile, which leaves a HookedTransformer's hooks out."""
+        return hasattr(self.model, "_orig_mod") or getattr(self.model, "_compiled_call_impl", None) is not None
+
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Parameters need no gradients inside: less memory, and only activations are differentiated. Restored after."""
+        """Parameters need no gradients inside: less memory, and only activations are differentiated. Restored after.
+
+        Raises:
+            RuntimeError: weights or buffers made under inference_mode, of which no gradient can be taken.
+
+        """
         with self.alone():
+            named = [*self.model.named_parameters(), *self.model.named_buffers()]
+            made = next((name for name, tensor in named if tensor.is_inference()), None)
+            if made is not None:
+                msg = (
+                    f"{made!r} of {self.name} was made under torch.inference_mode(): nothing can be differentiated "
+                    "through it; load the model outside, or copy it there: copy.deepcopy(model)"
+                )
+                raise RuntimeError(msg)
             trainable = [p for p in self.model.parameters() if p.requires_grad]
 
             def undo() -> None:

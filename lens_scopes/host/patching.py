@@ -55,7 +55,9 @@ def run_patched(
         jobs[index[1]][1](activation)
         return activation
 
-    nothing: Mapping[str, Tensor] = {site: torch.empty(0) for site, _ in jobs}  # the edits bring what they put there
+    nothing: Mapping[str, Tensor] = {
+        site: torch.empty(0, device="cpu") for site, _ in jobs
+    }  # the edits bring what they put there
     index = pd.DataFrame({"layer": [layer_of(site) for site, _ in jobs], "job": range(len(jobs))})
     with undone(host.as_now()):
         generic_activation_patch(host.model, tokens, nothing, metric, setter, activation_name=kind, index_df=index)  # type: ignore[arg-type]

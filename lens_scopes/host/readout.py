@@ -103,7 +103,7 @@ def _inspect(host: Host) -> Readout:
     signs = torch.ones(d_model, dtype=weight.dtype, device=weight.device)
     signs[1::2] = -1
     if d_model % 2:
-        signs[-3:] = torch.tensor([1.0, 1.0, -2.0])
+        signs[-3:] = signs.new_tensor([1.0, 1.0, -2.0])
     plus, minus = final_norm(host, torch.stack([signs, -signs])).double()
     effective, bias = (plus - minus) / 2 / signs.double(), (plus + minus) / 2
     shifted = final_norm(host, torch.stack([signs + 1, 2 * signs])).double()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
@@ -17,6 +18,7 @@ from lens_scopes.host.undo import guarded
 from lens_scopes.patching.metric import ScopeMetric, metric
 from lens_scopes.patching.pair import Pair, changed
 from lens_scopes.patching.predict import axes
+from lens_scopes.results.given import Integer, shown
 from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope, cotangents_of, resolve
 from lens_scopes.sites import EMBED, STREAM
@@ -35,9 +37,9 @@ def measure(
     corrupted: Prompt,
     scope: Scope,
     *,
-    position: int = -1,
+    position: Integer = -1,
     sites: str | list[str] | tuple[str, ...] | None = None,
-    where: Bool[Tensor, "site pos ..."] | None = None,
+    where: Bool[Tensor, "site pos ..."] | Bool[np.ndarray, "site pos ..."] | None = None,
 ) -> Scores:
     """metric(patched run) − metric(corrupted run) for every place, one patch at a time.
 
@@ -78,7 +80,7 @@ def measure(
     made = cotangents_of(scope, run.state(0, 0))
     meta = describe(run, 0, [made], scope, (), corrupted)
     del run, clean_run
-    effects = torch.zeros(differs.shape, dtype=torch.float64)
+    effects = torch.zeros(differs.shape, dtype=torch.float64, device="cpu")
     with host.alone(), torch.no_grad(), metric(model, pair.corrupted, scope, position=pair.position) as value:
         before, clean_value = (float(value(host.model(ids[None]))) for ids in (pair.corrupted, pair.clean))
         for kind in dict.fromkeys(map(_kind, wanted.names)):
@@ -100,16 +102,17 @@ def measure(
     return Scores(effects, *axes(wanted, effects.shape), token_texts(host, pair.corrupted.tolist()), meta)
 
 
-def _asked(where: Tensor | None, differs: Tensor) -> Tensor:
+def _asked(where: Tensor | np.ndarray | None, differs: Tensor) -> Tensor:
     if where is None:
         return torch.ones_like(differs)
-    if where.shape != differs.shape or where.dtype != torch.bool:
+    found = torch.from_numpy(where.copy()) if isinstance(where, np.ndarray) and where.dtype == np.bool_ else where
+    if not isinstance(found, Tensor) or found.shape != differs.shape or found.dtype != torch.bool:
         msg = (
-            f"where is a bool tensor shaped like the values, {tuple(differs.shape)} for these sites, got {where.dtype} "
-            f"{tuple(where.shape)}; write e.g. where=predicted.values.abs() > 0.1"
+            f"where is a bool tensor shaped like the values, {tuple(differs.shape)} for these sites, got "
+            f"{shown(where)}; write e.g. where=predicted.values.abs() > 0.1"
         )
         raise ValueError(msg)
-    return where.cpu()
+    return found.cpu()
 
 
 def _kind(name: str) -> str:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lens_scopes.calculus.trace import trace
 from lens_scopes.host import Host, Seen, encode, watching
-from lens_scopes.host.prompts import Prompt
+from lens_scopes.host.prompts import Prompt, one_position
 from lens_scopes.host.undo import guarded
-from lens_scopes.patching.pair import one_position
+from lens_scopes.results.given import Integer
 from lens_scopes.scopes.protocol import Quantity, Scope, one_per_run, quantity, site_of, text_of
 from lens_scopes.scopes.state import FinalState
 from lens_scopes.sites import FINAL
@@ -80,7 +80,7 @@ class ScopeMetric:
 
 
 @contextmanager
-def metric(model: Any, prompt: Prompt, scope: Scope, *, position: int = -1) -> Iterator[ScopeMetric]:
+def metric(model: Any, prompt: Prompt, scope: Scope, *, position: Integer = -1) -> Iterator[ScopeMetric]:
     """The scope as a callable on logits, for ``transformer_lens.patching`` and ``attribution_patch``.
 
     Args:

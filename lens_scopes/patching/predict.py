@@ -16,6 +16,7 @@ from lens_scopes.host import token_texts
 from lens_scopes.host.prompts import Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.patching.pair import Pair
+from lens_scopes.results.given import Integer, integer
 from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope, cotangents_of, quantity, resolve, site_of, text_of
 from lens_scopes.scopes.state import Cotangents
@@ -29,9 +30,9 @@ def predict(
     corrupted: Prompt,
     scope: Scope,
     *,
-    position: int = -1,
+    position: Integer = -1,
     sites: str | list[str] | tuple[str, ...] | None = None,
-    steps: int = 1,
+    steps: Integer = 1,
 ) -> Scores:
     """What patching each place from the corrupted towards the clean run should do to what the scope measures.
 
@@ -64,9 +65,7 @@ def predict(
     """
     pair = Pair.of(model, clean, corrupted, position)
     wanted = pair.host.sites(sites)
-    if steps < 1:
-        msg = f"steps counts the points of the path, at least 1, got {steps}"
-        raise ValueError(msg)
+    steps = integer(steps, "steps (they count the points of the path)", 1)
     # The ends of the path of integration.
     opened = wanted.names if steps == 1 or EMBED in wanted.names else (*wanted.names, EMBED)
     clean_run = pair.trace(pair.clean, opened, scope)
@@ -132,11 +131,11 @@ def _integrate(
     pair: Pair, scope: Scope, delta: dict[str, Tensor], corrupted: Float[Tensor, "1 pos d_model"], steps: int
 ) -> dict[str, Float[Tensor, "row pos ..."]]:
     """The mean over midpoints of the line between the embeddings; each site keeps its own Δa."""
-    midpoints = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
+    midpoints = (torch.arange(steps, dtype=torch.float64, device="cpu") + 0.5) / steps
     size = prompts_at_once(pair.host, len(pair.corrupted))
     inner = site_of(scope)
     names = [*delta, *([] if inner == FINAL or inner in delta else [inner])]
-    total = dict.fromkeys(delta, torch.zeros(()))
+    total = dict.fromkeys(delta, torch.zeros((), device="cpu"))
     for alphas in tqdm(midpoints.split(size), desc="integrating", leave=False, disable=steps <= size):
         line = corrupted + alphas.to(corrupted)[:, None, None] * delta[EMBED].to(corrupted)
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lens_scopes.results.given import is_integer, shown
+
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
@@ -31,7 +33,7 @@ def check_labels(values: Tensor, dims: Sequence[str], coords: Coords) -> None:
 
 
 def index_of(coords: Coords, dim: str, label: Any) -> int:
-    """Where a label stands on an axis.
+    """Where a label stands on an axis. Integers may be numpy's or tensors; a bool or a fraction is no label.
 
     Raises:
         KeyError: no such axis, or no such label on it; the text lists what there is.
@@ -40,11 +42,13 @@ def index_of(coords: Coords, dim: str, label: Any) -> int:
     if dim not in coords:
         msg = f"there is no axis {dim!r}; there are {', '.join(coords)}"
         raise KeyError(msg)
-    if label not in coords[dim]:
-        shown = ", ".join(map(repr, coords[dim][:20])) + (", ..." if len(coords[dim]) > 20 else "")
-        msg = f"axis {dim!r} has no label {label!r}; it has {shown}"
+    as_kind = int if is_integer(label) else next((kind for kind in (str, float) if isinstance(label, kind)), None)
+    found = None if as_kind is None else as_kind(label)
+    if as_kind is None or found not in coords[dim] or type(coords[dim][coords[dim].index(found)]) is not as_kind:
+        there = ", ".join(map(repr, coords[dim][:20])) + (", ..." if len(coords[dim]) > 20 else "")
+        msg = f"axis {dim!r} has no label {shown(label)}; it has {there}"
         raise KeyError(msg)
-    return coords[dim].index(label)
+    return coords[dim].index(found)
 
 
 def dataframe(

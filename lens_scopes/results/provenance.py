@@ -107,6 +107,8 @@ class Meta(TypedDict, total=False):
     """Axes that were summed."""
     aggregated: str
     """What positions were joined to."""
+    joined_tokens: list[str]
+    """The text of every token of the prompt before they were joined."""
     spans: list[list[int]]
     """The positions of each joined entry."""
     together: bool
@@ -151,8 +153,20 @@ def tokens_of(target: Target | None) -> list[Token]:
 
 
 def scope_text(meta: Mapping[str, Any], unknown: str = "scores") -> str:
-    """The scope of a result in words."""
-    return meta["scope"]["text"] if "scope" in meta else unknown
+    """The scope of a result in words; of a ``meta`` that was written by hand, whatever stands there."""
+    scope = meta.get("scope", unknown)
+    return str(scope.get("text", unknown)) if isinstance(scope, Mapping) else str(scope)
+
+
+def plain(value: Any) -> Any:
+    """A copy that is JSON-like through and through: tensors and arrays as lists, what JSON does not know as text."""
+    if hasattr(value, "tolist"):  # of torch and numpy, single numbers too
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(one) for one in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def versions() -> dict[str, str]:

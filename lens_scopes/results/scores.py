@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lens_scopes.results import files, labelled
 from lens_scopes.results.provenance import Meta, Units, scope_text
-from lens_scopes.sites import EMBED
+from lens_scopes.sites import named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +75,7 @@ class Scores:
         if self.probes is None or self.stderr is None:
             msg = "these scores are exact, or biased (truncated): they have no interval; see meta['coverage']"
             raise ValueError(msg)
-        if not 0 < level < 1:
+        if not isinstance(level, int | float) or not 0 < level < 1:
             msg = f"level is a probability between 0 and 1, got {level}"
             raise ValueError(msg)
         from scipy.stats import t
@@ -86,14 +86,17 @@ class Scores:
     def sel(self, **labels: Any) -> "Scores":
         """The part at one label of each named axis, which is dropped: ``scores.sel(site="hook_embed")``.
 
+        Sites also go by what pictures call them ("1 resid_post"), and by their kind where one only has it ("embed").
+
         Raises:
-            KeyError: an axis or a label that is not there.
+            KeyError: an axis or a label that is not there, or a kind that several sites have.
 
         """
         picked = self
         for dim, label in labels.items():
-            name = EMBED if dim == "site" and label == "embed" else label
+            name = named(label, picked.coords.get("site", ())) if dim == "site" else label
             index = labelled.index_of(picked.coords, dim, name)
+            name = picked.coords[dim][index]
             kept: Meta = {"selected": {**picked.meta.get("selected", {}), dim: name}}
             picked = picked._drop(dim, lambda x, axis, i=index: x.select(axis, i), kept)
         return picked
@@ -126,7 +129,7 @@ class Scores:
         its own. The "pos" axis keeps the first position of each word, ``meta["spans"]`` all of them.
 
         Raises:
-            ValueError: another unit than "word", or scores without a pos axis.
+            ValueError: another unit than "word", scores without a pos axis, or tokens that are joined already.
 
         """
         if by != "word":
@@ -135,9 +138,12 @@ class Scores:
         if "pos" not in self.dims:
             msg = f"aggregate joins positions, and these scores have the axes {self.dims}"
             raise ValueError(msg)
+        if "aggregated" in self.meta:
+            msg = f"these tokens are joined already, to {self.meta['aggregated']}s; aggregate the scores they came from"
+            raise ValueError(msg)
         spans = words(self.tokens, frozenset(self.meta.get("special", ())))
         axis = self.dims.index("pos")
-        group = torch.tensor([w for w, span in enumerate(spans) for _ in span])
+        group = torch.tensor([w for w, span in enumerate(spans) for _ in span], device="cpu")
 
         def join(x: Tensor, at: int) -> Tensor:
             x = x.square() if self.units == "norm" else x
@@ -151,15 +157,21 @@ class Scores:
             values=join(self.values, axis),
             coords={**self.coords, "pos": tuple(self.coords["pos"][span[0]] for span in spans)},
             tokens=tuple("".join(self.tokens[i] for i in span) for span in spans),
-            meta=self.meta | {"aggregated": by, "spans": [[self.coords["pos"][i] for i in span] for span in spans]},
+            meta=self.meta
+            | {
+                "aggregated": by,
+                "spans": [[self.coords["pos"][i] for i in span] for span in spans],
+                "joined_tokens": list(self.tokens),
+            },
             probes=None if self.probes is None else join(self.probes, axis + 1),
         )
 
     def to_dataframe(self) -> "pd.DataFrame":
         """Long form: a row per value; positions as numbers, their tokens beside them; stderr where there is one."""
         columns = {"score": self.values} | ({} if self.stderr is None else {"stderr": self.stderr})
-        by_position = dict(zip(self.coords.get("pos", range(len(self.tokens))), self.tokens, strict=True))
-        extra = {dim: by_position for dim in ("pos", "target_pos") if dim in self.dims}
+        # A position explained is a single token, also where the others are joined to words.
+        extra = {"target_pos": dict(enumerate(self.meta.get("joined_tokens", self.tokens)))}
+        extra |= {"pos": dict(zip(self.coords["pos"], self.tokens, strict=True))} if "pos" in self.dims else {}
         return labelled.dataframe(columns, self.dims, self.coords, extra)
 
     def to_xarray(self) -> "xr.Dataset":
@@ -190,7 +202,10 @@ class Scores:
             ValueError: a file that is cut short, of another kind or of another schema.
 
         """
-        tensors, header = files.load(path, "Scores")
+        return files.load(path, "Scores", cls._of)
+
+    @classmethod
+    def _of(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> "Scores":
         return cls(
             tensors["values"],
             tuple(header["dims"]),

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_scopes.results.given import Integer, integer
 from lens_scopes.scopes.state import Cotangents, FinalState
 
 # Directions that together carry less than this share of tr F are left out of an "exact" sum.
@@ -45,6 +46,7 @@ class Fisher:
 
     Raises:
         ValueError: passes below 2 or rank below 1.
+        TypeError: no integers.
 
     """
 
@@ -52,17 +54,15 @@ class Fisher:
     rank: int | None = None
     seed: int = 0
 
-    def __init__(self, passes: int | None = 16, *, rank: int | None = None, seed: int = 0) -> None:
+    def __init__(self, passes: Integer | None = 16, *, rank: Integer | None = None, seed: Integer = 0) -> None:
         """See the class."""
-        if rank is not None and rank < 1:
-            msg = f"Fisher(rank={rank}): the rank counts eigenvectors, at least 1"
-            raise ValueError(msg)
-        if passes is not None and passes < 2:
-            msg = f"Fisher(passes={passes}): at least 2 (one pass has no standard error), or None for the exact score"
-            raise ValueError(msg)
+        if rank is not None:
+            rank = integer(rank, "Fisher's rank (it counts eigenvectors)", 1)
+        if passes is not None:
+            passes = integer(passes, "Fisher's passes (None for the exact score; one has no standard error)", 2)
         object.__setattr__(self, "passes", None if rank else passes)
         object.__setattr__(self, "rank", rank)
-        object.__setattr__(self, "seed", seed)
+        object.__setattr__(self, "seed", integer(seed, "Fisher's seed"))
 
     def __repr__(self) -> str:
         """As it is written, without what does not matter."""
@@ -200,7 +200,7 @@ def _leading_subspace(factor: CentredRows, k: int, generator: torch.Generator) -
     """Approximate leading eigenvectors of F by block subspace iteration with products alone."""
     d_model = len(factor.mean)
     width = min(k + _OVERSAMPLE, d_model)
-    block = torch.randn(d_model, width, generator=generator).to(factor.mean)
+    block = torch.randn(d_model, width, generator=generator, device="cpu").to(factor.mean)
     for _ in range(_ITERATIONS):
         block = factor.transposed(factor.times(torch.linalg.qr(block).Q)).T
     basis = torch.linalg.qr(block).Q
@@ -210,8 +210,8 @@ def _leading_subspace(factor: CentredRows, k: int, generator: torch.Generator) -
 
 def _deal(n: int, m: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
     """Which of m probes each of n directions goes to (every run of m meets every probe once), and its sign."""
-    slots = torch.cat([torch.randperm(m, generator=generator) for _ in range(-(-n // m))])[:n]
-    signs = torch.randint(0, 2, (n,), generator=generator) * 2 - 1
+    slots = torch.cat([torch.randperm(m, generator=generator, device="cpu") for _ in range(-(-n // m))])[:n]
+    signs = torch.randint(0, 2, (n,), generator=generator, device="cpu") * 2 - 1
     return slots.to(device), signs.to(device)
 
 

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.sites import FINAL
+from lens_scopes.results.given import integer, shown, vector
+from lens_scopes.sites import FINAL, one
 
 # Rows of the unembedding that are held in float32 at one time (32 MB at d_model 2048).
 _ROWS = 4096
@@ -104,10 +105,10 @@ class Cotangents:
     """JSON-like facts for the result's ``meta``: target, coverage, ..."""
 
     def __post_init__(self) -> None:
-        """Check the shapes against each other."""
-        if self.vectors.ndim != 2:
-            msg = f"Cotangents need vectors [k, d_model], got shape {tuple(self.vectors.shape)}"
-            raise ValueError(msg)
+        """Keep the numbers as tensors, and check their shapes against each other."""
+        object.__setattr__(self, "vectors", vector(self.vectors, "Cotangents: vectors", "k", "d_model"))
+        if self.weights is not None:
+            object.__setattr__(self, "weights", vector(self.weights, "Cotangents: weights", "k"))
         if self.weights is not None and self.weights.shape != self.vectors.shape[:1]:
             msg = f"Cotangents got {len(self.vectors)} vectors but weights of shape {tuple(self.weights.shape)}"
             raise ValueError(msg)
@@ -117,6 +118,11 @@ class Cotangents:
         if self.weights is not None and not (self.weights.isfinite().all() and (self.weights >= 0).all()):
             msg = "Cotangents weights are finite and not negative: they multiply squares; put a sign into the vector"
             raise ValueError(msg)
+        object.__setattr__(self, "site", one(self.site))
+        if not isinstance(self.notes, Mapping):
+            msg = f"Cotangents: notes are a dict of facts, got {shown(self.notes)}; write e.g. notes={{'target': 42}}"
+            raise TypeError(msg)
+        object.__setattr__(self, "probes", integer(self.probes, "Cotangents: probes"))
         if self.probes and not self.squared:
             msg = "random probes estimate a sum of squares: Cotangents(..., probes=m) needs squared=True"
             raise ValueError(msg)
@@ -127,7 +133,7 @@ class Cotangents:
     def root_weights(self) -> Float[Tensor, " k"]:
         """√w_i in float64 on the CPU; 1 where no weights are given."""
         return (
-            torch.ones(len(self.vectors), dtype=torch.float64)
+            torch.ones(len(self.vectors), dtype=torch.float64, device="cpu")
             if self.weights is None
             else self.weights.double().sqrt().cpu()
         )

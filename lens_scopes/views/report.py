@@ -43,7 +43,12 @@ def report(results_: Any, path: str | Path, *, title: str | None = None, first: 
         FileNotFoundError: the directory is not there.
 
     """
-    return files.write(path, page(results_, title=title, first=first).encode())
+    if not isinstance(path, str | Path):
+        msg = (
+            f"report(results, path) writes to a path, got a {type(path).__name__}; write report(results, 'report.html')"
+        )
+        raise TypeError(msg)
+    return files.write(path, page(results_, title=title, first=first))
 
 
 def page(results_: Any, *, title: str | None = None, first: First = "show") -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lens_scopes.results.provenance import UNITS, scope_text, tokens_of
-from lens_scopes.sites import EMBED, layer_of
+from lens_scopes.sites import EMBED, short
 from lens_scopes.views import markup
 from lens_scopes.views.grids import First, Grid, on_one_scale
 
@@ -152,8 +152,7 @@ def _next_tokens(scores: "Scores") -> dict[int, str]:
 def label_text(dim: str, label: Any, about: Mapping[int, str] = MappingProxyType({})) -> str:
     """A label of an axis in words; a target position with the token that is explained there."""
     if dim == "site":
-        layer, kind = layer_of(str(label)), str(label).rsplit("hook_", 1)[-1]
-        return kind if layer is None else f"{layer} {kind}"
+        return short(str(label))
     if dim == "target_pos":
         return f"target {label}" + (f": {about[label]}" if label in about else "")
     return f"{dim} {label}"
