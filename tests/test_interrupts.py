@@ -12,7 +12,8 @@ import lens_scopes as ls
 import tiny
 from lens_scopes import patching
 
-pytestmark = pytest.mark.host
+# An interrupt may hit in a finaliser, where Python can only print it.
+pytestmark = [pytest.mark.host, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 
 IDS = tiny.tokens(5)
 OTHER = [*IDS[:2], IDS[2] + 1, *IDS[3:]]

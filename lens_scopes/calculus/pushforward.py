@@ -1,7 +1,8 @@
 """Jacobian-vector products: a tangent set at one place of the stream, and what becomes of it everywhere after."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from lens_scopes.host.capture import entrance
 from lens_scopes.host.freeze import holding
 from lens_scopes.host.model import Hook
 from lens_scopes.host.readout import final_norm
+from lens_scopes.host.undo import undone
 from lens_scopes.sites import FINAL
 
 # torch has one level of dual numbers for the whole process, not one for each thread.
@@ -128,7 +130,7 @@ def _forward_mode(push: _Push) -> Pushed | None:
 
         return see
 
-    with torch.inference_mode(mode=False), torch.enable_grad(), forward_ad.dual_level(), _StillWeights():
+    with torch.inference_mode(mode=False), torch.enable_grad(), _dual_level(), _StillWeights():
         all_hooks = [(push.source, start), *push.hooks, *((name, seeing(name)) for name in push.sites)]
         last = run_to_last_residual(host, push.tokens, hooks=all_hooks, until=push.until).last
         if push.until is not None:
@@ -137,6 +139,22 @@ def _forward_mode(push: _Push) -> Pushed | None:
             y = final_norm(host, last[:, push.position])
         value, tangent = forward_ad.unpack_dual(y)
         return None if tangent is None else Pushed(tangent, "forward mode", visitor)
+
+
+@contextmanager
+def _dual_level() -> Iterator[None]:
+    """torch's own, of which there is one; left for certain, since an interrupt on the way out would keep it for good."""
+    pending = [forward_ad._current_level < 0]  # inside a user's own level, torch refuses another
+
+    def leave() -> None:
+        with _one_at_a_time:
+            if pending[0] and forward_ad._current_level >= 0:
+                forward_ad.exit_dual_level()
+            pending[0] = False
+
+    with undone(leave):
+        forward_ad.enter_dual_level()
+        yield
 
 
 class _StillWeights(TorchFunctionMode):

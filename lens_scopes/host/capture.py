@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_scopes.host.model import Hook, Host, in_place
+from lens_scopes.host.model import Hook, Host, in_place, take_out
 from lens_scopes.host.undo import depth, undone
 from lens_scopes.sites import FINAL
 
@@ -85,7 +85,7 @@ def run_to_last_residual(
         host.hooks([*all_hooks, (final, stop)]),
         suppress(_ReachedTheEnd),
     ):
-        host.model(tokens)
+        host.run(tokens)
     silent = [name for name in opened if name not in recorder.values]
     if silent or not end:
         why = "it is compiled: pass the model that was compiled (model._orig_mod), or load it again"
@@ -141,8 +141,9 @@ def watching(host: Host, site: str, position: int) -> Iterator[Seen]:
 
     with host.attached([] if site == FINAL else [(site, keep)]):
         # No hook of that name exists on every host.
-        handle = host.model.unembed.register_forward_hook(end)
-        with undone(handle.remove):
+        unembed = host.model.unembed
+        with undone(lambda: take_out(unembed, [end])):
+            unembed.register_forward_hook(end)
             try:
                 yield seen
             finally:

@@ -27,6 +27,9 @@ _locks_lock = threading.Lock()
 # TransformerLens tells hooks of nested contexts apart by their level, and counts its own from 0 up.
 _levels = count(1)
 
+# Where a Bridge's attention keeps the stream between two steps of a pass.
+_NOTE = "_captured_pre_ln_residual"
+
 
 @dataclass(frozen=True, eq=False)
 class Host:
@@ -151,13 +154,32 @@ class Host:
             with self.alone():
                 for point in points:
                     point.remove_hooks(dir="fwd", level=level)
-                    _remove_unlisted(point, ours)
+                    take_out(point, ours)
 
         with undone(undo):
             with self.alone():
                 for point, hook in zip(points, ours, strict=True):
                     point.add_hook(hook, dir="fwd", level=level)
             yield
+
+    def run(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The logits of one pass. Should an exception stop it, what the host has noted on its modules is put back."""
+        with undone(self.notes()):
+            return self.model(tokens)
+
+    def notes(self) -> Callable[[], None]:
+        """What puts the host's own notes back to what they are now."""
+        noted = [(module, vars(module)[_NOTE]) for module in self._noting]
+
+        def undo() -> None:
+            for module, note in noted:
+                setattr(module, _NOTE, note)
+
+        return undo
+
+    @cached_property
+    def _noting(self) -> list[nn.Module]:
+        return [module for module in self.model.modules() if _NOTE in vars(module)] if self.is_bridge else []
 
     def hooked(self) -> tuple[str, ...]:
         """Where hooks are in force that are neither this package's nor the host's own: they change what is measured."""
@@ -282,12 +304,15 @@ def in_place(edit: Edit) -> Callable[..., torch.Tensor]:
     return apply
 
 
-def _remove_unlisted(point: Any, hooks: Sequence[Callable]) -> None:
-    """Hooks that torch knows and TransformerLens does not: an interrupt hit between its two notes of them."""
-    for key, function in list(point._forward_hooks.items()):
-        inside = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+def take_out(module: nn.Module, hooks: Sequence[Callable]) -> None:
+    """Remove functions from torch's forward hooks, bare or wrapped by TransformerLens.
+
+    It keeps notes of its own; an interrupt between torch's and its would leave a hook that nobody removes.
+    """
+    for key, function in list(module._forward_hooks.items()):
+        inside = [function, *(cell.cell_contents for cell in getattr(function, "__closure__", None) or ())]
         if any(one is hook for one in inside for hook in hooks):
-            del point._forward_hooks[key]
+            del module._forward_hooks[key]
 
 
 def _dice(module: nn.Module) -> Iterator[tuple[str, float]]:

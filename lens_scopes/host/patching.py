@@ -43,7 +43,7 @@ def run_patched(
     if kind is None:
         for job, (site, edit) in enumerate(tqdm(jobs, desc=jobs[0][0])):
             with host.hooks([(site, in_place(edit))]):
-                read(job, host.model(tokens))
+                read(job, host.run(tokens))
         return
     order = iter(range(len(jobs)))
 
@@ -59,5 +59,5 @@ def run_patched(
         site: torch.empty(0, device="cpu") for site, _ in jobs
     }  # the edits bring what they put there
     index = pd.DataFrame({"layer": [layer_of(site) for site, _ in jobs], "job": range(len(jobs))})
-    with undone(host.as_now()):
+    with undone(host.as_now()), undone(host.notes()):
         generic_activation_patch(host.model, tokens, nothing, metric, setter, activation_name=kind, index_df=index)  # type: ignore[arg-type]

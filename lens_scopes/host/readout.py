@@ -128,7 +128,7 @@ def _transform(host: Host) -> Callable[[Tensor], Tensor]:
 def _verify(host: Host, readout: Readout, tokens: Int[Tensor, "1 pos"]) -> bool:
     """False where nothing can be said: logits that are not finite (whoever asked for them finds out where it began)."""
     with torch.inference_mode(mode=False):
-        own = host.model(tokens).float()
+        own = host.run(tokens).float()
         if not own.isfinite().all():
             return False
         last = run_to_last_residual(host, tokens, grad=False).last

@@ -82,7 +82,7 @@ def measure(
     del run, clean_run
     effects = torch.zeros(differs.shape, dtype=torch.float64, device="cpu")
     with host.alone(), torch.no_grad(), metric(model, pair.corrupted, scope, position=pair.position) as value:
-        before, clean_value = (float(value(host.model(ids[None]))) for ids in (pair.corrupted, pair.clean))
+        before, clean_value = (float(value(host.run(ids[None]))) for ids in (pair.corrupted, pair.clean))
         for kind in dict.fromkeys(map(_kind, wanted.names)):
             rows = [s for s, name in enumerate(wanted.names) if _kind(name) == kind]
             places = [(s, *place) for s in rows for place in (asked & differs)[s].nonzero().tolist()]
