@@ -28,7 +28,7 @@ LEVELS = (
     ("host/readout", "host/axes", "host/starting"),
     ("host/freeze",),
     ("host",),
-    ("calculus", "calculus/finite"),
+    ("calculus", "calculus/finite", "calculus/subspace"),
     ("calculus/trace",),
     ("calculus/describe", "calculus/ledger", "calculus/memory", "calculus/reach"),
     ("calculus/pullback", "calculus/pushforward", "calculus/variants"),

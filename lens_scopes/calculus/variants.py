@@ -72,7 +72,7 @@ class Kept:
             with starting_at(self.host, layer, self.stream.get(STREAM["resid_pre"].format(layer))), torch.no_grad():
                 rows = self.tokens.expand(len(which), -1)
                 found = run_to_last_residual(self.host, rows, inner, grad=False, edits=edits)
-            yield which, found.last, found.sites[output] if inner else None
+            yield which, found.last.detach(), found.sites[output].detach() if inner else None
 
 
 def _in_rows(edits: Sequence[tuple[int, RowEdit]]) -> Callable[[Tensor], None]:
