@@ -1,6 +1,7 @@
 """Finite differences on the live model: an opinion on scores that shares no derivative with how they were computed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor
 from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.trace import trace
-from lens_scopes.host import Host, run_to_last_residual
+from lens_scopes.calculus.variants import Kept, RowEdit
+from lens_scopes.host import Host
 from lens_scopes.host.readout import final_norm
 from lens_scopes.host.undo import guarded
 from lens_scopes.results.flow import Flow
@@ -19,11 +21,13 @@ from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope, cotangents_of, scope_from, site_of
 from lens_scopes.scopes.state import Cotangents
 from lens_scopes.score import score
-from lens_scopes.sites import EMBED, FINAL, HEADS
+from lens_scopes.sites import EMBED, FINAL, HEADS, STREAM, layer_of
 
 # Steps relative to the length of the activation, each a quarter of the one before: large ones suffer from curvature,
-# small ones from rounding; where neighbours agree best the two are balanced.
-_STEPS = tuple(0.08 / 4**i for i in range(5))
+# small ones from rounding; where neighbours agree best the two are balanced. Real models are curved, so that the small
+# ones come first; the large ones follow where even the best neighbours differ by more than this.
+_LARGE, _SMALL = (0.08, 0.02), (0.005, 0.00125, 0.0003125)
+_AGREE = 1e-3
 
 
 @guarded
@@ -65,36 +69,41 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
     chosen = _largest(scores, places)
     names = tuple(dict.fromkeys(place["site"] for place in chosen))
     inner = site_of(scope)
-    run = trace(host, tokens, [*names, *({inner} - {FINAL})], positions)
+    begin = dict.fromkeys(STREAM["resid_pre"].format(layer_of(name) or 0) for name in names)
+    opened = dict.fromkeys([*names, *begin, *({inner} - {FINAL})])
+    run = trace(host, tokens, list(opened), positions)
     made = cotangents_of(scope, run.state(0, index))
     rows = Rows((made.vectors,), ((index,) * len(made.vectors),))
     parts = [{name: found[name][:, 0] for name in names} for _, found in pull_back(run, rows, made.site)]
     gradients = {name: torch.cat([part[name] for part in parts]) for name in names}
     activations = {name: run.sites[name][0].detach() for name in names}
+    kept = Kept(host, tokens[0], {name: run.sites[name].detach() for name in begin})
     del run
-    report, stored = [], []
+    moves, stored = [], []
     for place in chosen:
         at = (place["pos"], place["head"]) if "head" in place else (place["pos"],)
         g = gradients[place["site"]][(slice(None), *at)].double()
-        if place["stored"] is not None and scores.meta.get("along") != "tensor":
-            stored.append(abs(place.pop("stored") - _score(g, made, scores, activations[place["site"]][at])))
+        activation = activations[place["site"]][at]
+        known = place.pop("stored")
+        if known is not None and scores.meta.get("along") != "tensor":
+            stored.append(abs(known - _score(g, made, scores, activation)))
         generator = torch.Generator().manual_seed(0)
         directions = {
             "strongest": torch.linalg.svd(_weighted(g, made), full_matrices=False).Vh[0],
             "random": torch.randn(g.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(g.device),
         }
         for kind, u in directions.items():
-            u = u / u.norm()
-            length = activations[place["site"]][at].double().norm()
-            change = _change(host, tokens, position, made.site, place["site"], at, u, length)
-            predicted = float(_weighted(g, made).matmul(u).norm())
-            refuse_nonfinite(host, tokens, {place["site"]: change}, "the finite difference")
-            measured = float(_weighted(change[None] @ made.vectors.double().T, made, columns=True).norm())
-            # A random direction may hardly be felt: what is wrong there is wrong relative to the score.
-            scale = max(float(_weighted(g, made).norm()), predicted, measured, 1e-30)
-            error = abs(predicted - measured) / scale
-            clean = {key: value for key, value in place.items() if key != "stored"}
-            report.append({**clean, "direction": kind, "predicted": predicted, "measured": measured, "error": error})
+            length = float(activation.double().norm())
+            moves.append(_Move(place | {"direction": kind}, g, at, u / u.norm(), length))
+    report = []
+    for move, change in zip(moves, _changes(kept, position, made.site, moves), strict=True):
+        predicted = float(_weighted(move.g, made).matmul(move.u).norm())
+        refuse_nonfinite(host, tokens, {move.place["site"]: change}, "the finite difference")
+        measured = float(_weighted(change[None] @ made.vectors.double().T, made, columns=True).norm())
+        # A random direction may hardly be felt: what is wrong there is wrong relative to the score.
+        scale = max(float(_weighted(move.g, made).norm()), predicted, measured, 1e-30)
+        error = abs(predicted - measured) / scale
+        report.append({**move.place, "predicted": predicted, "measured": measured, "error": error})
     largest = float(scores.values.abs().max()) or 1.0
     return {
         "places": report,
@@ -232,34 +241,65 @@ def _score(g: Float[Tensor, "k d"], made: Cotangents, scores: Scores, activation
     return float(rows.square().sum() if scores.units == "squared" else rows.norm())
 
 
-def _change(
-    host: Host, tokens: Tensor, position: int, output: str, site: str, at: tuple[int, ...], u: Tensor, length: Tensor
-) -> Float[Tensor, " d_model"]:
-    """∂(output at position)/∂(site at ``at``) · u, by central differences, extrapolated from the best pair of steps."""
+def _changes(kept: Kept, position: int, output: str, moves: Sequence["_Move"]) -> list[Float[Tensor, " d_model"]]:
+    """∂(output at position)/∂(site at ``at``) · u of every move, by central differences that run together."""
+    kept = kept.cut(max(position, *(move.at[0] for move in moves)) + 1)
 
-    def moved(by: float) -> Tensor:
-        def edit(activation: Tensor) -> None:
-            activation[(0, *at)] += (by * u).to(activation)
+    def ends(some: Sequence[_Move], steps: Sequence[float]) -> list[Float[Tensor, "step sign d_model"]]:
+        variants = [[move.by(sign * step)] for move in some for step in steps for sign in (1, -1)]
+        found: dict[int, Tensor] = {}
+        for rows, last, inner in kept.run(variants, output):
+            y = final_norm(kept.host, last[:, position]) if inner is None else inner[:, position]
+            found |= zip(rows, y.double(), strict=True)
+        every = torch.stack([found[row] for row in range(len(variants))])
+        return list(every.unflatten(0, (len(some), len(steps), 2)))
 
-        sites = () if output == FINAL else (output,)
-        with torch.no_grad():
-            captured = run_to_last_residual(host, tokens, sites, grad=False, edits={site: edit})
-            if output == FINAL:
-                return final_norm(host, captured.last[0, position]).double()
-            return captured.sites[output][0, position].double()
+    small = ends(moves, _SMALL)
+    slopes = [
+        slope_at_zero(values, [step * move.length for step in _SMALL])
+        for values, move in zip(small, moves, strict=True)
+    ]
+    doubted = [n for n, (_, doubt) in enumerate(slopes) if not doubt <= _AGREE]
+    if doubted:
+        steps = (*_LARGE, *_SMALL)
+        for n, large in zip(doubted, ends([moves[n] for n in doubted], _LARGE), strict=True):
+            slopes[n] = slope_at_zero(torch.cat([large, small[n]]), [step * moves[n].length for step in steps])
+    return [slope for slope, _ in slopes]
 
-    return slope_at_zero(moved, [step * float(length) for step in _STEPS])
+
+@dataclass(frozen=True, eq=False)
+class _Move:
+    """A place, the pulled-back cotangents there, and a direction to move its activation along."""
+
+    place: dict[str, Any]
+    g: Float[Tensor, "k d"]
+    at: tuple[int, ...]
+    u: Float[Tensor, " d"]
+    length: float
+    """Of the activation."""
+
+    def by(self, step: float) -> tuple[str, RowEdit]:
+        """The edit that moves it by a step, in parts of its length."""
+
+        def edit(row: Tensor) -> None:
+            row[self.at] += (step * self.length * self.u).to(row)
+
+        return self.place["site"], edit
 
 
-def slope_at_zero(function: Callable[[float], Float[Tensor, " d"]], steps: Sequence[float]) -> Float[Tensor, " d"]:
+def slope_at_zero(values: Float[Tensor, "step sign d"], steps: Sequence[float]) -> tuple[Float[Tensor, " d"], float]:
     """The derivative at 0, from the central differences of two neighbouring steps that agree best (Richardson 1911).
 
     Args:
-        function: what is differentiated.
+        values: what is differentiated, at every step forwards and backwards.
         steps: falling, each a quarter of the one before.
 
+    Returns:
+        The derivative, and by how much the two differ, of the larger.
+
     """
-    slopes = [(function(step) - function(-step)) / (2 * step) for step in steps]
+    slopes = [(ahead - behind) / (2 * step) for (ahead, behind), step in zip(values, steps, strict=True)]
     far, near = min(pairwise(slopes), key=lambda pair: float((pair[0] - pair[1]).norm()))
+    doubt = float((far - near).norm() / torch.maximum(far.norm(), near.norm()).clamp(min=1e-300))
     # The error of a central difference falls with the square of the step: near is 16 times as close as far.
-    return near + (near - far) / 15
+    return near + (near - far) / 15, doubt

@@ -1,8 +1,8 @@
 """The Jacobian itself: between two places of the stream, as an operator, in dense blocks, by its singular vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.memory import lanes_at_once, rows_at_once
 from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.pushforward import push_forward
+from lens_scopes.calculus.subspace import largest
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host, encode, token_texts
 from lens_scopes.host.prompts import Prompt, one_position
@@ -25,12 +26,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class Svd(NamedTuple):
-    """The largest singular triplets of J as a matrix [d_out, pos · d_in]: J ≈ Σ_i S_i U_i V_iᵀ."""
+@dataclass(frozen=True, eq=False)
+class Svd:
+    """The largest singular triplets of J as a matrix [d_out, pos · d_in]: J ≈ Σ_i S_i U_i V_iᵀ; ``U, S, V = svd``."""
 
     U: Float[Tensor, "k d_out"]
     S: Float[Tensor, " k"]
     V: Float[Tensor, "k pos d_in"]
+    residual: Float[Tensor, " k"]
+    """How well each is known: ‖J V_i − S_i U_i‖ / S_0."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """U, S and V, as a tuple of torch's has them."""
+        return iter((self.U, self.S, self.V))
 
 
 @guarded
@@ -148,38 +156,34 @@ class Jacobian:
             whole[:, begin : begin + size] = self.vjp(chunk).transpose(0, 1)
         return whole
 
-    def svd(self, k: int = 8) -> Svd:
-        """The k largest singular values of J as a matrix [d_out, pos · d_in], by scipy's solver on the operator.
+    def svd(self, k: Integer = 8, *, tol: float = 1e-4) -> Svd:
+        """The k largest singular values of J as a matrix [d_out, pos · d_in], from products with blocks of vectors.
+
+        Args:
+            k: how many.
+            tol: what ``residual`` may be at most. A singular value is off by about its square.
 
         Raises:
-            ValueError: k outside 1 .. d_out.
+            ValueError: k outside 1 .. d_out, or a tol that is not above 0.
 
         """
-        from scipy.sparse.linalg import LinearOperator, svds
-
         d_out, pos, d_in = self.shape
         k = integer(k, "svd's k")
         if not 1 <= k <= min(d_out, pos * d_in):
             msg = f"svd({k}): J is {d_out} x {pos * d_in}, so k is between 1 and {min(d_out, pos * d_in)}"
             raise ValueError(msg)
-        if k == min(d_out, pos * d_in):  # the iterative solver finds all but one
-            u, s, vh = torch.linalg.svd(self.dense().transpose(0, 1).flatten(1).double().cpu(), full_matrices=False)
-            return Svd(u.T, s, vh.unflatten(1, (pos, d_in)))
+        if not tol > 0:
+            msg = f"svd's tol is a part of the largest singular value, above 0, got {tol}"
+            raise ValueError(msg)
 
-        def apply(x: Any) -> Any:
-            return self.jvp(x.reshape(1, pos, d_in)).double().cpu().numpy().ravel()
+        def pull(rows: Tensor) -> Tensor:
+            return self.vjp(rows).flatten(1).double().cpu()
 
-        def transposed(x: Any) -> Any:
-            return self.vjp(x.reshape(1, d_out)).double().cpu().numpy().ravel()
+        def push(rows: Tensor) -> Tensor:
+            return self.jvp(rows.unflatten(1, (pos, d_in))).double().cpu()
 
-        make: Any = LinearOperator  # calling it picks a subclass, which type checkers do not follow
-        operator = make((d_out, pos * d_in), matvec=apply, rmatvec=transposed, dtype=np.float64)
-        start = np.random.default_rng(0).standard_normal(min(d_out, pos * d_in))  # the global generator stays untouched
-        found: Any = svds(operator, k=k, v0=start)
-        u, s, vh = found
-        order = np.argsort(-s)
-        u, s, vh = (torch.from_numpy(x.copy()) for x in (u[:, order].T, s[order], vh[order]))
-        return Svd(u, s, vh.unflatten(1, (pos, d_in)))
+        u, s, v, residual = largest(pull, push, d_out, k, tol)
+        return Svd(u, s, v.unflatten(1, (pos, d_in)), residual)
 
     def decode(self, k: int = 4, *, tokens: int = 5) -> "pd.DataFrame":
         """What the singular vectors say: the output side through the unembedding, the input side through the embedding.

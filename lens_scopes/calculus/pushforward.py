@@ -130,7 +130,7 @@ def _forward_mode(push: _Push) -> Pushed | None:
 
         return see
 
-    with torch.inference_mode(mode=False), torch.enable_grad(), _dual_level(), _StillWeights():
+    with torch.inference_mode(mode=False), torch.enable_grad(), _dual_level(), _StillWeights(len(push.tokens)):
         all_hooks = [(push.source, start), *push.hooks, *((name, seeing(name)) for name in push.sites)]
         last = run_to_last_residual(host, push.tokens, hooks=all_hooks, until=push.until).last
         if push.until is not None:
@@ -161,8 +161,13 @@ class _StillWeights(TorchFunctionMode):
     """Linear layers whose weights do not move: the tangent goes through the same layer, without its bias.
 
     Autograd would also multiply the activation with the weight's tangent, a matrix of zeros: a third matrix product
-    for each layer, which is most of what a pass costs.
+    for each layer, which is most of what a pass costs. And where all lanes hold the same value (one prompt, several
+    tangents), the layer's own output is worked out for one of them: a hook that treats them differently parts them.
     """
+
+    def __init__(self, lanes: int):
+        super().__init__()
+        self.lanes = lanes
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if kwargs or function not in (functional.linear, torch.addmm):
@@ -174,7 +179,17 @@ class _StillWeights(TorchFunctionMode):
         if tangent is None or any(forward_ad.unpack_dual(x).tangent is not None for x in still):
             return function(*args)
         moved = tangent @ weight if function is torch.addmm else functional.linear(tangent, weight)
-        return forward_ad.make_dual(function(*args[:at], value, *args[at + 1 :]), moved)
+        return forward_ad.make_dual(self._once(lambda x: function(*args[:at], x, *args[at + 1 :]), value), moved)
+
+    def _once(self, layer: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+        """The layer's output; lanes come first, alone or together with positions."""
+        if self.lanes == 1 or value.shape[0] % self.lanes:
+            return layer(value)
+        by_lane = value.unflatten(0, (self.lanes, -1))
+        if not torch.equal(by_lane, by_lane[:1].expand_as(by_lane)):
+            return layer(value)
+        out = layer(by_lane[0])
+        return out.expand(self.lanes, *out.shape).flatten(0, 1).contiguous()  # some layers write into it
 
 
 def _two_reverse_passes(push: _Push) -> Pushed:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -10,10 +11,11 @@ from torch import Tensor
 from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.host import Host, Readout, read_out, run_to_last_residual, token_id, twin_of
 from lens_scopes.host.axes import refuse_axes
+from lens_scopes.host.capture import Captured
 from lens_scopes.host.freeze import freezing_hooks, holding
 from lens_scopes.host.model import Hook
 from lens_scopes.host.readout import final_norm, raw_logits
-from lens_scopes.scopes.state import FinalState
+from lens_scopes.scopes.state import FinalState, FinalStates
 from lens_scopes.sites import FINAL
 
 
@@ -65,6 +67,44 @@ class Trace:
             },
         )
 
+    def states(
+        self, reference: FinalState, last: Float[Tensor, "row d_model"], stream: Mapping[str, Tensor]
+    ) -> FinalState:
+        """The ends of other runs with the same way out, from their last residual streams at the position.
+
+        Args:
+            reference: the state of this run at the position.
+            last: by run.
+            stream: of the runs, at the open sites.
+
+        """
+        y = final_norm(self.host, last).to(reference.y)
+        read = partial(self._reading(reference), y)
+        # Copies: a scope may edit what it gets.
+        return FinalStates(reference, y.clone(), read, {name: at.to(y, copy=True) for name, at in stream.items()})
+
+    def _reading(self, reference: FinalState) -> Callable[[Tensor, int | None], Tensor]:
+        host, readout, dtype = self.host, self.readout, self.raw.dtype
+        allowed = (1e-5 if dtype in (torch.float32, torch.float64) else 1e-2) * reference.logits.abs().max()
+        as_it_is = not any(name.startswith("unembed") for name in host.hooked())
+
+        def whole(y: Tensor) -> Tensor:
+            return readout.transform(raw_logits(host, y.to(dtype))).to(reference.logits)
+
+        def column(y: Tensor, token: int) -> Tensor:
+            raw = y.to(dtype) @ readout.weight[token]
+            bias = getattr(host.model, "b_U", None)
+            return readout.transform(raw if bias is None else raw + bias[token]).to(reference.logits)
+
+        def read(y: Tensor, token: int | None) -> Tensor:
+            if token is None:
+                return whole(y)
+            # One row of the unembedding is enough where it gives what the model's own run gave.
+            enough = as_it_is and (column(reference.y, token) - reference.logits[token]).abs() <= allowed
+            return column(y, token) if enough else whole(y)[..., token]
+
+        return read
+
     def probs(self, prompt: int, index: int) -> Float[Tensor, " vocab"]:
         """The next-token distribution of one prompt at one of the positions, in float64."""
         return torch.softmax(self.readout.transform(self.raw[prompt, index]).double(), -1)
@@ -105,10 +145,28 @@ def trace(
     host.refuse_dropout()
     with host.alone(), torch.inference_mode(mode=False):
         tokens = tokens.clone()  # ids made under inference_mode cannot enter a graph
-        readout = read_out(host, tokens)
         held = freezing_hooks(host, freeze)
         captured = run_to_last_residual(host, tokens, sites, hooks=held)
         refuse_axes(host, tokens, captured.sites)
+        return trace_of(host, tokens, captured, positions, held)
+
+
+def trace_of(
+    host: Host,
+    tokens: Int[Tensor, "batch pos"],
+    captured: Captured,
+    positions: Sequence[int],
+    held: Sequence[Hook] = (),
+) -> Trace:
+    """The trace of a run that was captured already: its way out, at the positions.
+
+    Raises:
+        ValueError: NaN or infinity at the end; the text names the first site that has it.
+        RuntimeError: a readout that does not match the model.
+
+    """
+    with host.alone(), torch.inference_mode(mode=False):
+        readout = read_out(host, tokens)
         with torch.enable_grad(), host.frozen(), holding(host, held):
             last = captured.last[:, list(positions)]
             y = final_norm(host, last)

@@ -9,16 +9,20 @@ from lens_scopes.host.loading import load
 from lens_scopes.host.model import Host
 from lens_scopes.host.prompts import encode, special_ids, token_id, token_texts, twin_of
 from lens_scopes.host.readout import Readout, read_out
+from lens_scopes.host.starting import is_causal, starting_at, starts_at
 
 __all__ = [
     "Host",
     "Readout",
     "Seen",
     "encode",
+    "is_causal",
     "load",
     "read_out",
     "run_to_last_residual",
     "special_ids",
+    "starting_at",
+    "starts_at",
     "token_id",
     "token_texts",
     "twin_of",

@@ -189,7 +189,7 @@ class Host:
         found = [
             next((name for name in called[id(point)] if name == names.EMBED or _is_site(name)), called[id(point)][0])
             for point in {id(p): p for p in self._points.values()}.values()
-            if any(not (handle.context_level or 0) < 0 for handle in (*point.fwd_hooks, *point.bwd_hooks))
+            if any(map(_is_anothers, (*point.fwd_hooks, *point.bwd_hooks)))
         ]
         for name, module in self.model.named_modules():
             hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
@@ -330,6 +330,12 @@ def _dice(module: nn.Module) -> Iterator[tuple[str, float]]:
 
 def _above_zero(numbers: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     yield from ((key, p) for key, p in numbers.items() if isinstance(p, int | float) and not isinstance(p, bool) and p)
+
+
+def _is_anothers(handle: Any) -> bool:
+    """Ours are told by their level (``Host.attached``); TransformerLens 4 hangs some into OPT when it loads it."""
+    hosts_own = handle.is_permanent and hasattr(handle, "user_hook") and not _is_foreign(handle.user_hook)
+    return (handle.context_level or 0) >= 0 and not hosts_own
 
 
 def _is_foreign(function: Callable) -> bool:

@@ -127,6 +127,8 @@ class Meta(TypedDict, total=False):
     """What those points missed of the metric's difference."""
     measured: int
     """How many patches were run."""
+    places: list[list[str | int]]
+    """The places that were patched together: site, position and head."""
 
     # Evaluation.
     protocol: str | None

@@ -69,7 +69,7 @@ class Semantic:
     def value(self, state: FinalState) -> Float[Tensor, "*run"]:
         """The logit, or the difference of the two."""
         target, versus = self._ids(state)
-        return state.logits[..., target] - (0.0 if versus is None else state.logits[..., versus])
+        return state.logit(target) - (0.0 if versus is None else state.logit(versus))
 
     def resolve(self, state: FinalState) -> "Semantic":
         """With the ids of the tokens that are meant at this state."""
@@ -79,7 +79,7 @@ class Semantic:
     def _ids(self, state: FinalState) -> tuple[int, int | None]:
         target, versus = (self._pick(name, state) for name in ("target", "versus"))
         if target is None:
-            if state.logits.ndim > 1:
+            if state.y.ndim > 1:
                 msg = "Semantic() aims at the top-1 of one state, and was asked about many: resolve(state) it first"
                 raise ValueError(msg)
             target = int(state.logits.argmax())
@@ -102,7 +102,7 @@ class Semantic:
 def _id(token: str | int, state: FinalState) -> int:
     """The token's id; with a warning where the text with (or without) a leading blank is what the model would say."""
     found = state.token_id(token)
-    if isinstance(token, str) and state.logits.ndim == 1:
+    if isinstance(token, str) and state.y.ndim == 1:
         twin = state.twin(token)
         if twin is not None and state.probs[twin[1]] >= _TWIN * state.probs[found]:
             other, p, q = twin[0], float(state.probs[found]), float(state.probs[twin[1]])

@@ -1,7 +1,7 @@
 """The two values that meet in a scope: the state at the end of the model, and the cotangents a scope makes of it."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -56,6 +56,10 @@ class FinalState:
         """softmax(z), in float64."""
         return torch.softmax(self.logits.double(), dim=-1)
 
+    def logit(self, token: int) -> Float[Tensor, "*run"]:
+        """One token's logit: ``logits[..., token]``, where it can be had without the whole vocabulary's."""
+        return self.logits[..., token]
+
     def at(self, site: str) -> Float[Tensor, "*run d_model"]:
         """The activation that cotangents at a site are contracted with: y, or the stream at an open site."""
         return self.y if site == FINAL else self.stream[site]
@@ -84,6 +88,37 @@ class FinalState:
             which = slice(start, start + _ROWS)
             out += scaled[..., which].to(self.y.dtype) @ self.weight[which].to(self.y.dtype)
         return out
+
+
+class FinalStates(FinalState):
+    """The ends of many runs at one position, whose logits are worked out only when somebody looks at them.
+
+    Args:
+        reference: what the runs have in common: tokens, position, unembedding.
+        y: of each run.
+        read: from a token to its logit, [run]; from None to the logits of all.
+        stream: of each run, at the open sites.
+
+    """
+
+    def __init__(
+        self,
+        reference: FinalState,
+        y: Float[Tensor, "run d_model"],
+        read: Callable[[int | None], Tensor],
+        stream: Mapping[str, Float[Tensor, "run d_model"]],
+    ):
+        shared = {one.name: getattr(reference, one.name) for one in fields(FinalState) if one.name != "logits"}
+        vars(self).update(shared | {"y": y, "stream": stream, "_read": read})
+
+    @cached_property
+    def logits(self) -> Float[Tensor, "run vocab"]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """All of them."""
+        return vars(self)["_read"](None)
+
+    def logit(self, token: int) -> Float[Tensor, " run"]:
+        """From that token's row of the unembedding alone."""
+        return self.logits[..., token] if "logits" in vars(self) else vars(self)["_read"](token)
 
 
 @dataclass(frozen=True, eq=False)
