@@ -204,7 +204,7 @@ def test_scopes_and_functions_are_methods_too():
     same, other = (ask(model(), PROMPTS[:1], None, seed=s)[0] for s in (3, 4))
     assert torch.equal(evaluate.attribute(question, "random"), evaluate.attribute(same, "random"))
     assert not torch.equal(evaluate.attribute(question, "random"), evaluate.attribute(other, "random"))
-    with pytest.raises(ValueError, match="there is no method 'nonsense'; there are semantic"):
+    with pytest.raises(ValueError, match="there is no method 'nonsense'; write one of semantic"):
         evaluate.attribute(question, "nonsense")
     with pytest.raises(TypeError, match="a method is a name"):
         evaluate.attribute(question, 3)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.calculus.trace import Trace
-from lens_scopes.given import is_integer
+from lens_scopes.given import is_integer, listed
 from lens_scopes.host import Host, special_ids, token_id, token_texts
 from lens_scopes.results.provenance import Meta, Target, Token, plain, versions
 from lens_scopes.scopes.protocol import Scope, data_of
@@ -49,7 +49,7 @@ def describe(
         "centred": run.readout.centred,
         "coverage": coverage if several else coverage[0],
         "notes": notes,
-        "freeze": [freeze] if isinstance(freeze, str) else list(freeze),
+        "freeze": listed(freeze),
         "versions": versions(),
     }
 

@@ -121,6 +121,9 @@ def compare(
         say_where(out)
 
 
+_WRITE = 'write {"text": "..."}, {"tokens": [1, 2]} or "..."'
+
+
 def _prompts(path: Path) -> list[Any]:
     read = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -129,12 +132,12 @@ def _prompts(path: Path) -> list[Any]:
         try:
             entry = json.loads(line)
         except json.JSONDecodeError as failure:
-            msg = f"line {number} of {path} is not JSON: {failure}"
+            msg = f"line {number} of {path} is not JSON ({failure}), got {line[:40]!r}; {_WRITE}"
             raise ValueError(msg) from None
         if isinstance(entry, dict):
             entry = next((entry[key] for key in ("tokens", "text", "prompt") if key in entry), None)
         if not isinstance(entry, str | list):
-            msg = f'line {number} of {path}: write {{"text": "..."}}, {{"tokens": [1, 2]}} or a string'
+            msg = f"line {number} of {path} is no prompt, got {line[:40]}; {_WRITE}"
             raise ValueError(msg)  # noqa: TRY004 - the file's content, not a Python type
         read.append(entry)
     return read

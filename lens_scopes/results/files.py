@@ -78,7 +78,7 @@ def write(path: str | Path, payload: bytes | str) -> Path:
         path.write_bytes(payload)
         return path
     if not path.parent.is_dir():
-        msg = f"there is no directory {path.parent} to write {path.name} to"
+        msg = f"there is no directory {path.parent} to write {path.name} to; make it first, or write to another"
         raise FileNotFoundError(msg)
     place = path.resolve()
     temporary = place.with_name(f".{place.name}.{os.getpid()}.{secrets.token_hex(4)}")
@@ -116,7 +116,7 @@ def load(path: str | Path, kind: str, made: Callable[[dict[str, Tensor], dict[st
 
     path = Path(path)
     if not path.is_file():
-        msg = f"there is no file {path}"
+        msg = f"there is no file {path}; write the path that save returned"
         raise FileNotFoundError(msg)
     try:
         with safe_open(path, framework="pt") as file:

@@ -40,13 +40,13 @@ def index_of(coords: Coords, dim: str, label: Any) -> int:
 
     """
     if dim not in coords:
-        msg = f"there is no axis {dim!r}; there are {', '.join(coords)}"
+        msg = f"there is no axis {dim!r}; write one of {', '.join(coords)}"
         raise KeyError(msg)
     as_kind = int if is_integer(label) else next((kind for kind in (str, float) if isinstance(label, kind)), None)
     found = None if as_kind is None else as_kind(label)
     if as_kind is None or found not in coords[dim] or type(coords[dim][coords[dim].index(found)]) is not as_kind:
         there = ", ".join(map(repr, coords[dim][:20])) + (", ..." if len(coords[dim]) > 20 else "")
-        msg = f"axis {dim!r} has no label {shown(label)}; it has {there}"
+        msg = f"axis {dim!r} has no label {shown(label)}; write one of {there}"
         raise KeyError(msg)
     return coords[dim].index(found)
 
