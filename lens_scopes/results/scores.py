@@ -74,8 +74,8 @@ class Scores:
         """
         if self.probes is None or self.stderr is None:
             msg = (
-                f"only estimates have an interval, got {scope_text(self.meta, '?')}, exact or biased (truncated): "
-                "write score(..., Fisher(passes=16)): none is needed where coverage is 1"
+                f"only estimates have an interval, got {scope_text(self.meta, '?')}, which has no interval (exact, or "
+                "biased by truncation); write score(..., Fisher(passes=16))"
             )
             raise ValueError(msg)
         if not isinstance(level, int | float) or not 0 < level < 1:
