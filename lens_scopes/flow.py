@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 Sources = Literal["each"] | str | Integer | Sequence[Integer | str] | Tensor | np.ndarray | None
 
+# Tokens that an error lists.
+_LISTED = 40
 # A violation of the laws inside heads above this share of the total means that the block's form has no such split.
 _NO_SPLIT = {torch.float64: 1e-5, torch.float32: 1e-4}
 # A violation above this share of the total is no rounding: the books do not balance, and are not handed out.
@@ -194,17 +196,13 @@ def _position_of(text: str, tokens: Sequence[str]) -> int:
     ]
     if len(there) == 1:
         return there[0]
-    where = (
-        f"that stands at {', '.join(map(str, there))}: write one of these positions" if there else "no token is that"
-    )
-    known = "" if there else f"; the prompt has {', '.join(f'{i} {t!r}' for i, t in enumerate(tokens[:_LISTED]))}"
-    more = ", ..." if not there and len(tokens) > _LISTED else ""
-    msg = f"sources is None (all together), 'each' or a list of positions or tokens, got {text!r}: {where}{known}{more}"
+    if there:
+        hint = f"that stands at {', '.join(map(str, there))}: write one of these positions"
+    else:
+        known = ", ".join(f"{i} {token!r}" for i, token in enumerate(tokens[:_LISTED]))
+        hint = f"no token is that; write one of {known}{', ...' if len(tokens) > _LISTED else ''}"
+    msg = f"sources is None (all together), 'each' or a list of positions or tokens, got {text!r}: {hint}"
     raise ValueError(msg)
-
-
-# Tokens that an error lists.
-_LISTED = 40
 
 
 def _refuse_missing(host: Host, names: Sequence[str]) -> None:

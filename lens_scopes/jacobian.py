@@ -72,7 +72,7 @@ def jacobian(
     asked = [source] if target == FINAL else [source, target]
     names = [host.sites(site) for site in asked]
     if any(len(found.names) != 1 or found.per_head for found in names):
-        msg = f"jacobian goes from one residual-stream site to another, got {source!r} and {target!r}; give hook names"
+        msg = f"jacobian goes from one residual-stream site to another, got {source!r} and {target!r}; write hook names"
         raise ValueError(msg)
     start, end = names[0].names[0], FINAL if target == FINAL else names[1].names[0]
     if depth(start, host.n_layers) >= depth(end, host.n_layers):

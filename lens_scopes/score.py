@@ -206,12 +206,12 @@ def _directions(run: Trace, asked: _Asked) -> list[Tensor] | None:
     if isinstance(along, str) and along == "activation":
         return activations
     if isinstance(along, str):
-        msg = f"along is None, 'activation' or a tensor [site, pos, d_model], got {along!r}"
+        msg = f"along is None, 'activation' or numbers [site, pos, d_model], got {along!r}; write along='activation'"
         raise ValueError(msg)  # noqa: TRY004 - an unknown word
-    given = vector(along, "along is None, 'activation' or numbers [site, pos, d_model]: what is no word")
+    given = vector(along, "along (None, 'activation' or [site, pos, d_model])")
     shape = (len(activations), *activations[0].shape[1:])
     if tuple(given.shape) != shape:
-        msg = f"along has shape {tuple(given.shape)}, the sites need [site, pos, d_model] = {shape}"
+        msg = f"along is [site, pos, d_model] of these sites, got shape {tuple(given.shape)}; write shape {shape}"
         raise ValueError(msg)
     return list(given.to(run.y.device))
 
@@ -219,5 +219,8 @@ def _directions(run: Trace, asked: _Asked) -> list[Tensor] | None:
 def _refuse_later_sources(host: Host, site: str, names: Sequence[str]) -> None:
     late = at_or_after(site, names, host.n_layers)
     if late:
-        msg = f"the direction reads {site}; sources at or after it do not reach it: {', '.join(late)}"
+        msg = (
+            f"the direction reads {site}; sources at or after it do not reach it, got {', '.join(late)}; write sites= "
+            "of earlier ones, e.g. 'embed'"
+        )
         raise ValueError(msg)

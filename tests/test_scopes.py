@@ -326,7 +326,7 @@ def test_what_a_scope_gets_to_see(pair):
         (lambda state: state.y[:3], ValueError, "length 3"),
         (lambda state: state.y.expand(2, 2, -1), ValueError, r"\[k, d_model\]"),
         (lambda state: "y", TypeError, "what .* returns .* is a tensor, an array or a list of numbers"),
-        (lambda state: [1.0, 2.0], ValueError, "vectors of length 2"),
+        (lambda state: [1.0, 2.0], ValueError, "gave vectors of length 2"),
         (lambda state: state.y * float("nan"), ValueError, "NaN or infinity"),
         (lambda state: ls.Cotangents(state.y), ValueError, r"\[k, d_model\]"),
         (lambda state: ls.Cotangents(state.y[None], torch.ones(2)), ValueError, "weights"),

@@ -10,7 +10,7 @@ from torch import Tensor
 from lens_scopes.calculus.trace import Trace
 from lens_scopes.host import Host, special_ids, token_id, token_texts
 from lens_scopes.host.prompts import Prompt, brings_its_bos
-from lens_scopes.results.given import is_integer
+from lens_scopes.results.given import is_integer, listed
 from lens_scopes.results.provenance import Meta, Target, Token, plain, versions
 from lens_scopes.scopes.protocol import Scope, data_of
 from lens_scopes.scopes.state import Cotangents
@@ -59,7 +59,7 @@ def describe(
         "centred": run.readout.centred,
         "coverage": coverage if several else coverage[0],
         "notes": notes,
-        "freeze": [freeze] if isinstance(freeze, str) else list(freeze),
+        "freeze": listed(freeze),
         "hooks": list(host.hooked()),
         "versions": versions(),
     }

@@ -6,6 +6,7 @@ error is one line and exit code 2; with LENS_SCOPES_TRACEBACK=1 in the environme
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,10 +30,11 @@ from lens_scopes.commands.terminal import (
     one_line_errors,
     quiet,
     say,
+    say_where,
     scope_of,
 )
 from lens_scopes.results import files
-from lens_scopes.results.provenance import scope_text
+from lens_scopes.results.provenance import plain, scope_text, versions
 from lens_scopes.views import markup
 
 app = typer.Typer(
@@ -42,6 +44,22 @@ app = typer.Typer(
     help="Jacobian Scopes for TransformerLens: which tokens, at which layer, a prediction depends on.",
     epilog="LENS_SCOPES_TRACEBACK=1 in the environment shows the whole traceback of an error.",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        known = ", ".join(f"{name} {number}" for name, number in versions().items() if name != "lens-scopes")
+        typer.echo(f"lens-scopes {ls.__version__} ({known})")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the versions and exit.")
+    ] = False,
+) -> None:
+    """Jacobian Scopes for TransformerLens: which tokens, at which layer, a prediction depends on."""
 
 
 @app.command(
@@ -70,7 +88,7 @@ def score(
     save_path: Annotated[Path | None, typer.Option("--save", help="Write what Scores.load reads.")] = None,
 ) -> None:
     """Score the tokens of a PROMPT and print a table, or write the scores to files."""
-    with one_line_errors():
+    with one_line_errors("score"):
         recipe = scope_of(scope, target, versus, passes, rank)
         with quiet():
             loaded = model_of(model, backend)
@@ -92,6 +110,7 @@ def score(
             _write_json(scores, json_path)
         if save_path is html_path is json_path is None:
             say(*tables.of_scores(scores))
+        say_where(save_path, html_path, json_path)
 
 
 @app.command(
@@ -108,7 +127,7 @@ def flow(
     rank: Rank = None,
     position: Annotated[int, typer.Option(help="Whose next token.")] = -1,
     sources: Annotated[
-        str | None, typer.Option(help="'each', or positions by commas. (default: all tokens together)")
+        str | None, typer.Option(help="'each', or positions or tokens by commas. (default: all tokens together)")
     ] = None,
     edges: Annotated[bool, typer.Option("--edges", help="Keep which token reads which, by head.")] = False,
     top: Annotated[int, typer.Option(help="How many heads and MLPs to print.")] = 10,
@@ -120,12 +139,11 @@ def flow(
     save_path: Annotated[Path | None, typer.Option("--save", help="Write what Flow.load reads.")] = None,
 ) -> None:
     """Split the scores of a PROMPT over heads, MLPs and positions, and print what carries most."""
-    with one_line_errors():
+    with one_line_errors("flow"):
         recipe = scope_of(scope, target, versus, passes, rank)
         with quiet():
             loaded = model_of(model, backend)
-            wanted = None if sources is None else _positions(sources, "each", "--sources")
-            rows = [wanted] if isinstance(wanted, int) else wanted
+            rows = sources if sources in (None, "each") else [_position_or_token(part) for part in sources.split(",")]
             found = ls.flow(loaded, prompt, recipe, position=position, sources=rows, edges=edges)
             routes = found.paths(paths) if paths else None
         if save_path is not None:
@@ -133,6 +151,7 @@ def flow(
         if html_path is not None:
             ls.report(found, html_path)
         say(*tables.of_flow(found, top, routes))
+        say_where(save_path, html_path)
 
 
 @app.command(epilog="Example: lens-scopes demo --backend bridge --out demo.html")
@@ -142,7 +161,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Which prompts.")] = 1,
 ) -> None:
     """Run the main job on the model that ships with the package: prompts whose causes are known, three scopes each."""
-    with one_line_errors():
+    with one_line_errors("demo"):
         with quiet():
             model = ls.demo.load(backend.value)
         figures = []
@@ -177,8 +196,12 @@ def main() -> None:
 def _positions(text: str, word: str, option: str) -> Any:
     if text == word:
         return word
-    numbers = [integer(part, option) for part in text.split(",")]
+    numbers = [integer(part, option, word) for part in text.split(",")]
     return numbers if "," in text else numbers[0]
+
+
+def _position_or_token(text: str) -> int | str:
+    return int(text) if re.fullmatch(r"\s*-?\d+\s*", text) else text
 
 
 def _write_json(scores: ls.Scores, path: Path) -> None:
@@ -190,7 +213,7 @@ def _write_json(scores: ls.Scores, path: Path) -> None:
         "stderr": None if scores.stderr is None else scores.stderr.tolist(),
         "meta": dict(scores.meta),
     }
-    text = json.dumps(content, ensure_ascii=False, indent=1, default=str) + "\n"
+    text = json.dumps(plain(content), indent=1) + "\n"  # in ASCII, which every terminal and pipe has
     if str(path) == "-":
         typer.echo(text, nl=False)
     else:

@@ -52,7 +52,7 @@ class Ablation:
 
         """
         if replace not in get_args(Replace):
-            msg = f"replace is one of {', '.join(get_args(Replace))}, got {replace!r}"
+            msg = f"replace is one of {', '.join(get_args(Replace))}, got {replace!r}; write replace='zero'"
             raise ValueError(msg)
         mean, substitutes = None, ()
         if replace == "mean":

@@ -215,7 +215,7 @@ def refuse_mode(mode: str) -> None:
 
     """
     if mode not in get_args(Mode):
-        msg = f"mode is one of {', '.join(map(repr, get_args(Mode)))}, got {mode!r}"
+        msg = f"mode is one of {', '.join(map(repr, get_args(Mode)))}, got {mode!r}; write mode='sufficiency'"
         raise ValueError(msg)
 
 

@@ -71,6 +71,8 @@ def sign_flip_p(differences: Float[Tensor, "prompt ..."], seed: int = 0, draws: 
     from scipy.stats import permutation_test
 
     n = len(differences)
+    if n < 2:  # either sign is as far from 0 as the other
+        return differences.double().new_ones(differences.shape[1:])
     flat = differences.double().reshape(n, -1)
     seeded: Any = {"random_state": np.random.default_rng(seed)}  # the newer name, rng, is not in scipy 1.11
     found = permutation_test(

@@ -85,8 +85,8 @@ def _named(name: str) -> Method:
     if name in scopes:
         return lambda question: _scores(question, aimed(scopes[name](), question.target))
     msg = (
-        f"there is no method {name!r}; there are {', '.join({**METHODS, **scopes})}, fisher_low_rank_<k>, and your own "
-        "functions"
+        f"there is no method {name!r}; write one of {', '.join({**METHODS, **scopes})}, fisher_low_rank_<k>, or give "
+        "functions of your own by name"
     )
     raise ValueError(msg)
 

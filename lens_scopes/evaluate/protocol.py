@@ -64,10 +64,10 @@ def ask(model: Any, prompts: Sequence[Prompt], protocol: Protocol, seed: int = 0
         msg = f"prompts is a list of prompts, got {shown(prompts)}; for a single one write [prompt]"
         raise TypeError(msg)
     if protocol not in (None, "paper"):
-        msg = f"protocol is None (one target, the last position) or 'paper', got {protocol!r}"
+        msg = f"protocol is None (one target, the last position) or 'paper', got {protocol!r}; write protocol=None"
         raise ValueError(msg)
     if not len(prompts):
-        msg = "there are no prompts to evaluate on"
+        msg = "prompts to evaluate on are a list, got none; write at least one prompt, e.g. ['Once upon a time']"
         raise ValueError(msg)
     host.refuse_dropout()
     asked = []

@@ -230,7 +230,7 @@ def compare_methods(
 
     """
     if isinstance(methods, str) or not isinstance(methods, Mapping | Sequence):
-        msg = f"methods is a list of names, or a dict of scopes and functions by name, got {shown(methods)}"
+        msg = f"methods is a list of names, or a dict of scopes and functions, got {shown(methods)}; write ['semantic']"
         raise TypeError(msg)
     fractions, skip = (
         shares(fractions),

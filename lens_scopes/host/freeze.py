@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lens_scopes.results.given import listed
 from lens_scopes.host.model import Hook, Host
 
 PARTS = ("norm", "attention", "mlp")
@@ -32,10 +33,10 @@ def freezing_hooks(host: Host, freeze: Sequence[str]) -> list[Hook]:
             a mixture of experts, a norm without a scale hook.
 
     """
-    parts = [freeze] if isinstance(freeze, str) else list(dict.fromkeys(freeze))
+    parts = list(dict.fromkeys(map(str, listed(freeze))))
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
-        msg = f"freeze knows {', '.join(PARTS)}, got {unknown[0]!r}"
+        msg = f"freeze knows {', '.join(PARTS)}, got {unknown[0]!r}; write e.g. freeze=('norm', 'attention')"
         raise ValueError(msg)
     hooks = [hook for part in parts for hook in _HOOKS[part](host)]
     for part in parts:

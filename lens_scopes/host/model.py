@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -259,6 +259,22 @@ class Host:
                 )
                 raise RuntimeError(msg)
 
+    def refuse_inference(self) -> None:
+        """Nothing can be differentiated through tensors that were made under inference_mode.
+
+        Raises:
+            RuntimeError: a weight or a buffer is one.
+
+        """
+        if any(tensor.is_inference() for tensor in chain(self.model.parameters(), self.model.buffers())):
+            named = chain(self.model.named_parameters(), self.model.named_buffers())
+            made = next(name for name, tensor in named if tensor.is_inference())
+            msg = (
+                f"{made!r} of {self.name} was made under torch.inference_mode(): nothing can be differentiated "
+                "through it; load the model outside"
+            )
+            raise RuntimeError(msg)
+
     @property
     def is_compiled(self) -> bool:
         """Whether the model as a whole goes through torch.compile, which leaves a HookedTransformer's hooks out."""
@@ -273,14 +289,7 @@ class Host:
 
         """
         with self.alone():
-            named = [*self.model.named_parameters(), *self.model.named_buffers()]
-            made = next((name for name, tensor in named if tensor.is_inference()), None)
-            if made is not None:
-                msg = (
-                    f"{made!r} of {self.name} was made under torch.inference_mode(): nothing can be differentiated "
-                    "through it; load the model outside, or copy it there: copy.deepcopy(model)"
-                )
-                raise RuntimeError(msg)
+            self.refuse_inference()
             trainable = [p for p in self.model.parameters() if p.requires_grad]
 
             def undo() -> None:

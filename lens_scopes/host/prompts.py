@@ -33,15 +33,17 @@ def encode(host: Host, prompt: Prompt) -> Int[Tensor, " pos"]:
     """
     ids = _ids(host, prompt)
     if len(ids) == 0:
-        msg = "the prompt is empty: it has no position to explain"
+        msg = f"the prompt is empty, got {shown(prompt)}: there is nothing to explain; write at least one token"
         raise ValueError(msg)
     if len(ids) > host.n_ctx:
-        msg = f"the prompt has {len(ids)} tokens, {host.name} has a context of {host.n_ctx}; prompts are never cut"
+        msg = (
+            f"the prompt has {len(ids)} tokens, {host.name} has a context of {host.n_ctx}; prompts are never cut: "
+            "write a shorter one"
+        )
         raise ValueError(msg)
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= host.vocab:
-        msg = f"token id {low if low < 0 else high} is outside the vocabulary 0 to {host.vocab - 1} of {host.name}"
-        raise ValueError(msg)
+        raise ValueError(_outside(host, low if low < 0 else high))
     return ids.to(host.device)
 
 
@@ -69,6 +71,23 @@ def _ids(host: Host, prompt: Prompt) -> Tensor:
     raise TypeError(msg)
 
 
+def _outside(host: Host, token: int) -> str:
+    text = f"token id {token} is outside the vocabulary 0 to {host.vocab - 1} of {host.name}"
+    return f"{text}; write an id in it, or ids of this model's own tokenizer"
+
+
+def _refuse_half_characters(text: str, what: str) -> None:
+    """Half of a surrogate pair is no character: it has no UTF-8, and tokenizers fail on it."""
+    half = re.search("[\ud800-\udfff]", text)
+    if half is not None:
+        whole = "text.encode('utf-16', 'surrogatepass').decode('utf-16')"
+        msg = (
+            f"{what} is whole characters, got half of a surrogate pair, {half.group()!a}, at {half.start()}; write the "
+            f"whole character, e.g. by {whole}"
+        )
+        raise ValueError(msg)
+
+
 def _tensor(ids: list[int]) -> Int[Tensor, " pos"]:
     """Ids on the CPU, whatever torch's default device is."""
     return torch.tensor(ids, dtype=torch.long, device="cpu")
@@ -77,16 +96,18 @@ def _tensor(ids: list[int]) -> Int[Tensor, " pos"]:
 def _chat(host: Host, messages: list[dict[str, str]]) -> Tensor:
     tokenizer = _tokenizer(host, "a chat prompt")
     if not getattr(tokenizer, "chat_template", None):
-        msg = f"{host.name}'s tokenizer has no chat template; write the prompt as one string"
+        msg = f"the prompt is a chat, and {host.name}'s tokenizer has no chat template; write the prompt as one string"
         raise ValueError(msg)
     text = tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=messages[-1].get("role") != "assistant"
     )
+    _refuse_half_characters(text, "a chat prompt")
     return _tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _text_ids(host: Host, prompt: str) -> Int[Tensor, " pos"]:
     """The host's own rule; but a text that begins with the BOS (a rendered chat template) does not get another."""
+    _refuse_half_characters(prompt, "a prompt")
     with torch.device("cpu"):  # TransformerLens makes the ids on torch's default device
         ids = host.model.to_tokens(prompt, truncate=False)[0]
     bos, text = host.tokenizer.bos_token_id, host.tokenizer.bos_token
@@ -117,15 +138,15 @@ def positions_of(asked: Positions, length: int) -> tuple[int, ...]:
 
     """
     if isinstance(asked, str) and asked != "all":
-        msg = f"position is an index, a list of them or 'all', got {asked!r}"
+        msg = f"position is an index, a list of them or 'all', got {asked!r}; write e.g. -1"
         raise ValueError(msg)
     numbers = list(range(length)) if isinstance(asked, str) else [integer(p, "a position") for p in listed(asked)]
     if not numbers:
-        msg = "an empty list of positions: name at least one"
+        msg = f"position is an index, a list of them or 'all', got {shown(asked)}; write at least one, e.g. [-1]"
         raise ValueError(msg)
     for p in numbers:
         if not -length <= p < length:
-            msg = f"position {p} is outside the prompt, which has {length} tokens: -{length} to {length - 1}"
+            msg = f"position {p} is outside the prompt, which has {length} tokens: write -{length} to {length - 1}"
             raise IndexError(msg)
     found = tuple(p % length for p in numbers)
     if len(set(found)) < len(found):
@@ -164,10 +185,10 @@ def token_id(host: Host, token: str | Integer) -> int:
     if not isinstance(token, str):
         token = integer(token, "a token is a string or an id; an id")
         if not 0 <= token < host.vocab:
-            msg = f"token id {token} is outside the vocabulary 0 to {host.vocab - 1} of {host.name}"
-            raise ValueError(msg)
+            raise ValueError(_outside(host, token))
         return token
     tokenizer = _tokenizer(host, f"the target {token!r}")
+    _refuse_half_characters(token, "a target")
     found = _one_token(tokenizer, token)
     if found is not None:
         return found

@@ -67,6 +67,7 @@ def read_out(host: Host, tokens: Int[Tensor, "batch pos"]) -> Readout:
 
     """
     with host.alone():
+        host.refuse_inference()
         state = _fingerprint(host)
         known = _known.get(host.model)
         if known is not None and known[0] == state:

@@ -261,7 +261,7 @@ def compare(
     """
     for name, given in (("predicted", predicted), ("measured", measured)):
         if not isinstance(given, Scores):
-            msg = f"compare takes what predict and measure return: {name} is {shown(given)}"
+            msg = f"compare takes Scores, {name} got {shown(given)}; write what predict and measure returned"
             raise TypeError(msg)
     if predicted.dims != measured.dims or dict(predicted.coords) != dict(measured.coords):
         msg = f"compare needs results about the same places, got {predicted!r} and {measured!r}"

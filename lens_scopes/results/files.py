@@ -78,7 +78,7 @@ def write(path: str | Path, payload: bytes | str) -> Path:
         path.write_bytes(payload)
         return path
     if not path.parent.is_dir():
-        msg = f"there is no directory {path.parent} to write {path.name} to"
+        msg = f"there is no directory {path.parent} to write {path.name} to; make it first, or write to another"
         raise FileNotFoundError(msg)
     place = path.resolve()
     temporary = place.with_name(f".{place.name}.{os.getpid()}.{secrets.token_hex(4)}")
@@ -116,7 +116,7 @@ def load(path: str | Path, kind: str, made: Callable[[dict[str, Tensor], dict[st
 
     path = Path(path)
     if not path.is_file():
-        msg = f"there is no file {path}"
+        msg = f"there is no file {path}; write the path that save returned"
         raise FileNotFoundError(msg)
     try:
         with safe_open(path, framework="pt") as file:
@@ -135,13 +135,15 @@ def load(path: str | Path, kind: str, made: Callable[[dict[str, Tensor], dict[st
     if header.get("kind") != kind:
         msg = f"{path} holds a {header.get('kind')}, not a {kind}; load it with {header.get('kind')}.load"
         raise ValueError(msg)
+    empty = [key for key, value in header.items() if value is None]
+    if empty:
+        msg = f"{path} is not a complete lens_scopes result: {empty[0]!r} is null in its header; save the result again"
+        raise ValueError(msg)
     try:
         return made(tensors, from_schema_1(header) if schema == 1 else header)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as failure:
         what = f"{failure} is missing" if isinstance(failure, KeyError) else failure
-        msg = (
-            f"{path} is not a complete lens_scopes result: {what}; write it again from the result that it was saved of"
-        )
+        msg = f"{path} is not a complete lens_scopes result: {what}; save the result again"
         raise ValueError(msg) from failure
 
 

@@ -38,11 +38,14 @@ def integer(value: Any, what: str, least: int | None = None) -> int:
 
     """
     if not is_integer(value):
-        msg = f"{what} is an integer (of Python, numpy or a tensor without axes), got {shown(value)}"
+        example = 3 if least is None else max(3, least)
+        msg = (
+            f"{what} is an integer, got {shown(value)}; write e.g. {example}, of Python, numpy or a tensor without axes"
+        )
         raise TypeError(msg)
     number = int(value)
     if least is not None and number < least:
-        msg = f"{what} is an integer of at least {least}, got {number}"
+        msg = f"{what} is an integer, got {number}; write {least} or more"
         raise ValueError(msg)
     return number
 
@@ -70,10 +73,10 @@ def vector(value: Any, what: str, *axes: str) -> Tensor:
     wanted = f"[{', '.join(axes)}]" if axes else "numbers"
     found = _tensor(value)
     if found is None or found.dtype == torch.bool or found.is_complex():
-        msg = f"{what} is a tensor, an array or a list of numbers, {wanted}, got {shown(value)}"
+        msg = f"{what} is a tensor, an array or a list of numbers, got {shown(value)}; write {wanted}"
         raise TypeError(msg)
     if axes and found.ndim != len(axes):
-        msg = f"{what} is {wanted}, got shape {tuple(found.shape)}"
+        msg = f"{what} has axes {wanted}, got shape {tuple(found.shape)}; write a tensor of {len(axes)}"
         raise ValueError(msg)
     return found
 

@@ -40,13 +40,13 @@ def index_of(coords: Coords, dim: str, label: Any) -> int:
 
     """
     if dim not in coords:
-        msg = f"there is no axis {dim!r}; there are {', '.join(coords)}"
+        msg = f"there is no axis {dim!r}; write one of {', '.join(coords)}"
         raise KeyError(msg)
     as_kind = int if is_integer(label) else next((kind for kind in (str, float) if isinstance(label, kind)), None)
     found = None if as_kind is None else as_kind(label)
     if as_kind is None or found not in coords[dim] or type(coords[dim][coords[dim].index(found)]) is not as_kind:
         there = ", ".join(map(repr, coords[dim][:20])) + (", ..." if len(coords[dim]) > 20 else "")
-        msg = f"axis {dim!r} has no label {shown(label)}; it has {there}"
+        msg = f"axis {dim!r} has no label {shown(label)}; write one of {there}"
         raise KeyError(msg)
     return coords[dim].index(found)
 
@@ -72,9 +72,14 @@ def dataframe(
         labels = [coords[dim][where[axis]] for where in index]
         frame[dim] = labels
         if dim in extra:
-            frame[f"{dim}_token"] = [extra[dim].get(label) for label in labels]
+            frame[f"{dim}_token"] = [_whole(extra[dim].get(label)) for label in labels]
     frame |= {name: values.reshape(-1).tolist() for name, values in columns.items()}
     return pd.DataFrame(frame)
+
+
+def _whole(text: str | None) -> str | None:
+    """Text that a column of texts can hold: half of a surrogate pair as an escape."""
+    return None if text is None else text.encode(errors="backslashreplace").decode()
 
 
 def dataset(
@@ -101,7 +106,7 @@ def dataset(
     # Labels as a list: xarray takes a tuple for a variable of its own.
     labels: dict[str, Any] = {dim: list(values) for dim, values in coords.items() if dim in used}
     if "pos" in used:
-        labels["token"] = ("pos", list(tokens))
+        labels["token"] = ("pos", [_whole(token) for token in tokens])
     data = {name: (tuple(dims), values.numpy()) for name, (dims, values) in variables.items()}
     return xr.Dataset(data, labels, {"meta": facts})
 

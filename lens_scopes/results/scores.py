@@ -73,7 +73,10 @@ class Scores:
 
         """
         if self.probes is None or self.stderr is None:
-            msg = "these scores are exact, or biased (truncated): they have no interval; see meta['coverage']"
+            msg = (
+                f"only estimates have an interval, got {scope_text(self.meta, '?')}, which has no interval (exact, or "
+                "biased by truncation); write score(..., Fisher(passes=16))"
+            )
             raise ValueError(msg)
         if not isinstance(level, int | float) or not 0 < level < 1:
             msg = f"level is a probability between 0 and 1, got {level}"
@@ -133,7 +136,7 @@ class Scores:
 
         """
         if by != "word":
-            msg = f"aggregate knows 'word', got {by!r}"
+            msg = f"aggregate knows 'word', got {by!r}; write aggregate('word')"
             raise ValueError(msg)
         if "pos" not in self.dims:
             msg = f"aggregate joins positions, and these scores have the axes {self.dims}"

@@ -54,7 +54,10 @@ class Metric:
                 msg = f"{self!r}: fn must return one element, got {got}; e.g. lambda logits: logits[0, -1, 42]"
                 raise ValueError(msg)
             if not value.requires_grad:
-                msg = f"{self!r}: what fn returns does not depend on the logits, so it has no gradient"
+                msg = (
+                    f"{self!r}: fn must return what depends on the logits, got a constant without gradient; write it "
+                    "in torch, e.g. lambda logits: logits[0, -1, 42]"
+                )
                 raise ValueError(msg)
             (gradient,) = torch.autograd.grad(value.reshape(()), logits)
         return Cotangents(state.pull(gradient)[None], notes={"value": float(value.detach())})

@@ -73,7 +73,9 @@ def cotangents_of(scope: Scope, state: FinalState) -> Cotangents:
         made = Cotangents(made.reshape(-1, made.shape[-1]))
     if made.vectors.shape[1] != len(state.y):
         length = made.vectors.shape[1]
-        msg = f"{scope!r} returned vectors of length {length}; the final state has d_model = {len(state.y)}"
+        msg = (
+            f"{scope!r} gave vectors of length {length}, the model has d_model = {len(state.y)}; write [{len(state.y)}]"
+        )
         raise ValueError(msg)
     if made.site != read:
         msg = (

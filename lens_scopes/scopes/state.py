@@ -145,13 +145,16 @@ class Cotangents:
         if self.weights is not None:
             object.__setattr__(self, "weights", vector(self.weights, "Cotangents: weights", "k"))
         if self.weights is not None and self.weights.shape != self.vectors.shape[:1]:
-            msg = f"Cotangents got {len(self.vectors)} vectors but weights of shape {tuple(self.weights.shape)}"
+            msg = f"Cotangents got {len(self.vectors)} vectors but {len(self.weights)} weights; write one for each"
             raise ValueError(msg)
         if not len(self.vectors):
-            msg = "Cotangents need at least one vector, got none"
+            msg = "Cotangents need at least one vector, got none; write vectors [k, d_model] with k > 0"
             raise ValueError(msg)
         if self.weights is not None and not (self.weights.isfinite().all() and (self.weights >= 0).all()):
-            msg = "Cotangents weights are finite and not negative: they multiply squares; put a sign into the vector"
+            msg = (
+                "Cotangents weights are finite and not negative (they multiply squares), got "
+                f"{self.weights.tolist()}; write the sign into the vector"
+            )
             raise ValueError(msg)
         object.__setattr__(self, "site", one(self.site))
         if not isinstance(self.notes, Mapping):
