@@ -87,8 +87,8 @@ def test_a_hook_that_cuts_is_named(pair):
     assert scores.sel(site="blocks.1.hook_resid_post").values.any()
     with pytest.warns(UserWarning, match="nothing of hook_embed"):
         assert not ls.flow(model, tiny.tokens(), ls.Semantic(7)).total.any()
+    jacobian = ls.jacobian(model, tiny.tokens())
     with pytest.warns(UserWarning, match="nothing of hook_embed"):
-        jacobian = ls.jacobian(model, tiny.tokens())
         assert not jacobian.jvp(torch.ones(1, *jacobian.shape[1:], dtype=torch.float64)).any()
 
 
@@ -119,7 +119,7 @@ def test_meta_names_the_hooks_in_force(pair):
         "loo": lambda: ls.evaluate.leave_one_out(model, [ids])[0],
         "curve": lambda: ls.evaluate.ablation_curve(model, [ids], [torch.arange(7.0)]),
     }
-    assert {name: call().meta["hooks"] for name, call in calls.items()} == dict.fromkeys(calls, [])
+    assert {name: call().meta["hooks"] for name, call in calls.items()} == {name: [] for name in calls}
     model.add_hook("blocks.0.hook_resid_post", lambda x, hook: None)
     handle = model.unembed.register_forward_hook(lambda module, given, out: None)
     expected = ["blocks.0.hook_resid_post", "unembed"]

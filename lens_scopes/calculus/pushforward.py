@@ -137,13 +137,13 @@ def _forward_mode(push: _Push) -> Pushed | None:
             return Pushed(None, "forward mode", visitor) if arrived == [True] else None
         with host.frozen(), holding(host, push.hooks):
             y = final_norm(host, last[:, push.position])
-        value, tangent = forward_ad.unpack_dual(y)
+        tangent = forward_ad.unpack_dual(y).tangent
         return None if tangent is None else Pushed(tangent, "forward mode", visitor)
 
 
 @contextmanager
 def _dual_level() -> Iterator[None]:
-    """torch's own, of which there is one; left for certain, since an interrupt on the way out would keep it for good."""
+    """torch's own, of which there is one; left for certain: an interrupt on the way out would keep it for good."""
     pending = [forward_ad._current_level < 0]  # inside a user's own level, torch refuses another
 
     def leave() -> None:

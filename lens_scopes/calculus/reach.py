@@ -39,8 +39,8 @@ def refuse_lost(host: Host, unreached: Collection[str], end: str, held: Collecti
         )
         raise RuntimeError(msg)
     msg = (
-        f"nothing of {first} reaches {end}: its scores are 0. A hook in force cuts it off (detach, or a value of its own)"
-        f": {', '.join(after)}; without them: model.reset_hooks()"
+        f"nothing of {first} reaches {end}: its scores are 0. A hook in force cuts it off (detach, or a value of its "
+        f"own): {', '.join(after)}; without them: model.reset_hooks()"
     )
     warnings.warn(msg, UserWarning, stacklevel=2)
 

@@ -137,8 +137,8 @@ def trace(
     """Run the model once on prompts of one length and keep the given sites open; ``freeze``: see ``host.freeze``.
 
     Raises:
-        ValueError: NaN or infinity at the end; the text names the first site that has it. Or a site that is not laid out
-            by position.
+        ValueError: NaN or infinity at the end; the text names the first site that has it. Or a site that is not
+            laid out by position.
         RuntimeError: dropout in train mode, a hook that never fires, or a readout that does not match the model.
 
     """

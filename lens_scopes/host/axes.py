@@ -60,13 +60,13 @@ def _heads(host: Host, name: str) -> int:
 def _refuse(host: Host, name: str, shape: tuple[int, ...]) -> None:
     if has_heads(name):
         msg = (
-            f"{name} of {host.name} has shape {shape}, not [batch, pos, head={_heads(host, name)}, d_head]: this host lays "
-            "its attention out in another way (multi-head latent attention), so there are no scores by head; write "
-            "sites='attn_out' or a site of the stream"
+            f"{name} of {host.name} has shape {shape}, not [batch, pos, head={_heads(host, name)}, d_head]: this host "
+            "lays its attention out in another way (multi-head latent attention), so there are no scores by head; "
+            "write sites='attn_out' or a site of the stream"
         )
     else:
         msg = (
-            f"{name} has shape {shape}: a site is an activation [batch, pos, d] with d > 1, and this is none (patterns and "
-            "scales are not); write e.g. sites='resid_post' or 'z'"
+            f"{name} has shape {shape}: a site is an activation [batch, pos, d] with d > 1, and this is none (patterns "
+            "and scales are not); write e.g. sites='resid_post' or 'z'"
         )
     raise ValueError(msg)

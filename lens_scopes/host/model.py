@@ -254,8 +254,8 @@ class Host:
         for module in self.model.modules():
             for name, p in _dice(module) if module.training else ():
                 msg = (
-                    f"the model is in train mode with dropout {p} ({name} of {type(module).__name__}): every pass would "
-                    "differ; call model.eval() first"
+                    f"the model is in train mode with dropout {p} ({name} of {type(module).__name__}): every pass "
+                    "would differ; call model.eval() first"
                 )
                 raise RuntimeError(msg)
 

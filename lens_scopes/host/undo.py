@@ -1,4 +1,4 @@
-"""The model and torch leave every call as they came: what is changed for a block is undone at its end, whatever happens.
+"""Models leave every call as they came: what is changed for a block is undone at its end, whatever happens.
 
 ``finally`` alone is not enough: Ctrl-C may hit in the middle of it, or inside TransformerLens's own bookkeeping. What
 has to be undone is therefore written down before it is done, and a guarded call does whatever is left of it once more.
@@ -12,7 +12,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # What autocast may be on for.
 _DEVICES = ("cpu", "cuda", "mps", "xpu")

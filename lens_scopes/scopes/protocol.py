@@ -61,8 +61,8 @@ def cotangents_of(scope: Scope, state: FinalState) -> Cotangents:
     made: Any = scope(state)
     if edits is not None and state.weight._version != edits:
         msg = (
-            f"{scope!r} changed state.weight in place, which is the model's own unembedding: the model is no longer what "
-            "it was, load it again; write state.weight.clone() where a scope edits"
+            f"{scope!r} changed state.weight in place, which is the model's own unembedding: the model is no longer "
+            "what it was, load it again; write state.weight.clone() where a scope edits"
         )
         raise RuntimeError(msg)
     if not isinstance(made, Cotangents):
@@ -190,8 +190,8 @@ def one_per_run(values: Tensor, runs: int, name: str) -> Tensor:
     if not isinstance(values, Tensor) or values.shape != (runs,):
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         msg = (
-            f"value of {name} returns one number per run, shape ({runs},) for {runs} runs, got {got}; index from the end, "
-            "e.g. state.logits[..., token]"
+            f"value of {name} returns one number per run, shape ({runs},) for {runs} runs, got {got}; index from the "
+            "end, e.g. state.logits[..., token]"
         )
         raise ValueError(msg)
     return values
@@ -210,8 +210,8 @@ def _run_by_run(value: Quantity, scope: Scope, reference: FinalState) -> Quantit
         alone, first = value(reference), one_per_run(value(both), 2, name)[0]
     if not torch.allclose(torch.as_tensor(alone).double(), first.double(), rtol=1e-4, atol=1e-6, equal_nan=True):
         msg = (
-            f"value of {name} is {float(alone):.6g} for one run and {float(first):.6g} for the same run beside another: "
-            "it must not mix runs; index and reduce from the end, e.g. state.y.norm(dim=-1)"
+            f"value of {name} is {float(alone):.6g} for one run and {float(first):.6g} for the same beside another: it "
+            "must not mix runs; index and reduce from the end, e.g. state.y.norm(dim=-1)"
         )
         raise ValueError(msg)
     return value
