@@ -116,7 +116,7 @@ def flow(
     if site_of(scope) != FINAL:
         msg = "flow follows influence to the end of the model; for a direction at an inner site use score or jacobian"
         raise ValueError(msg)
-    made = cotangents_of(scope, run.state(0, 0))
+    made, scale = cotangents_of(scope, run.state(0, 0)).scaled()
     books, totals, method = Books(1 if wanted is None else len(wanted), edges), [], ""
     norms = lengths(run, made)
     for chunk, gradients in pull_back(run, Rows.of([[made]]), FINAL):
@@ -131,7 +131,7 @@ def flow(
     meta = describe(run, 0, [made], scope, freeze, prompt)
     meta |= {"position": at, "units": "squared" if made.squared else "norm", "method": method}
     replay = Replay(weakref.ref(model), ids.tolist(), scope, at, tuple(meta["freeze"]))
-    return _result(run, made, books, torch.cat(totals), wanted, meta, replay)
+    return _result(run, made, scale, books, torch.cat(totals), wanted, meta, replay)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +162,9 @@ class Replay:
             raise RuntimeError(msg)
         host = Host(model)
         run = trace(host, torch.tensor([self.ids], device=host.device), path_sites(host), [self.position], self.freeze)
-        return search(run, cotangents_of(self.scope, run.state(0, 0)), sources, k, beam)
+        made, scale = cotangents_of(self.scope, run.state(0, 0)).scaled()
+        found = search(run, made, sources, k, beam)
+        return found.assign(influence=found.influence * scale)
 
     def __deepcopy__(self, memo: object) -> "Replay":
         """A copy in this process still knows the model."""
@@ -238,6 +240,7 @@ def _refuse_unbalanced(run: Trace, books: Books, totals: Tensor) -> None:
 def _result(
     run: Trace,
     made: Cotangents,
+    scale: float,
     books: Books,
     totals: Float[Tensor, "row source"],
     sources: list[int] | None,
@@ -253,8 +256,9 @@ def _result(
             "norm mixes heads, or attention is computed where hooks do not reach; write edges=False"
         )
         raise ValueError(msg)
-    kept = torch.float64 if run.y.dtype == torch.float64 else torch.float32
-    parts = {name: part.to(kept) for name, part in books.parts.items()}
+    kept = torch.float64 if made.squared or run.y.dtype == torch.float64 else torch.float32
+    totals = totals * scale
+    parts = {name: (part * scale).to(kept) for name, part in books.parts.items()}
     return Flow(
         total=totals.sum(0).to(kept),
         heads=parts["heads"],
@@ -262,7 +266,7 @@ def _result(
         skip=parts["skip"],
         stream=parts["stream"],
         composition=parts["composition"] if split else None,
-        edges=None if books.edges is None else books.edges.to(kept),
+        edges=None if books.edges is None else (books.edges.double() * scale).to(kept),
         residual=max(books.worst, books.worst_inside) if split else books.worst,
         tokens=token_texts(run.host, meta["token_ids"]),
         sources=tuple(range(len(meta["token_ids"]))) if sources is None else tuple(sources),

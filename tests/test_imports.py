@@ -16,9 +16,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lens_scopes"
 #: __init__, "" what users import.
 LEVELS = (
     ("sites", "results/given", "host/undo"),
-    ("results/older", "results/labelled", "results/provenance"),
+    ("results/older", "results/labelled", "results/provenance", "scopes/prediction"),
     ("results/files", "scopes/state", "host/model", "views/markup"),
-    ("results/scores", "results/flow", "scopes/protocol", "views/grids", "views/circuits"),
+    ("results/scores", "results/flow", "scopes/protocol", "scopes/factor", "views/grids", "views/circuits"),
     ("scopes/direction", "scopes/entropy", "scopes/fisher", "scopes/metric", "scopes/semantic", "scopes/temperature"),
     ("scopes", "results", "views", "views/scores", "views/flow"),
     ("views/choosing", "views/explorer"),

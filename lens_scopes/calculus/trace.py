@@ -1,6 +1,6 @@
 """One forward pass kept alive: the open sites of a batch of equally long prompts, and the state at the end of each."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -59,7 +59,6 @@ class Trace:
             norm_has_bias=self.readout.norm_has_bias,
             token_id=lambda token: token_id(host, token),
             twin=lambda text: twin_of(host, text),
-            norm_jacobian=self._norm_jacobian(prompt, index),
             stream={
                 name: site[prompt, self.positions[index]].detach().to(work, copy=True)
                 for name, site in self.sites.items()
@@ -112,19 +111,6 @@ class Trace:
     def output(self, site: str) -> Float[Tensor, "batch position d_model"]:
         """The tensor that cotangents at a site are contracted with: y, or an inner site at the positions."""
         return self.y if site == FINAL else self.sites[site][:, list(self.positions)]
-
-    def _norm_jacobian(self, prompt: int, index: int) -> Callable[[], Tensor]:
-        host, held, x = self.host, self.held, self.last[prompt, index].detach()
-
-        def jacobian() -> Tensor:
-            with torch.inference_mode(mode=False), torch.enable_grad(), host.frozen(), holding(host, held):
-                leaf = x.clone().requires_grad_()
-                y = final_norm(host, leaf)
-                eye = torch.eye(len(leaf), dtype=y.dtype, device=y.device)
-                (rows,) = torch.autograd.grad(y, leaf, eye, is_grads_batched=True)
-            return rows.to(torch.promote_types(rows.dtype, torch.float32))
-
-        return jacobian
 
 
 def trace(

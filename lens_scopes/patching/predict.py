@@ -122,6 +122,8 @@ def _contract(run: Trace, made: list[Cotangents], delta: dict[str, Tensor]) -> d
     ]
     found = {name: torch.cat([part[name] for part in parts], 1) for name in delta}
     weights = torch.stack([one.root_weights() for one in made])
+    if made[0].squared:  # a weight may be no number in float32
+        found = {name: rows.double() for name, rows in found.items()}
     return {
         name: rows * weights.to(rows).reshape(*weights.shape, *[1] * (rows.ndim - 2)) for name, rows in found.items()
     }

@@ -29,7 +29,7 @@ class Scores:
     """
 
     values: Tensor
-    """float32 (float64 if the model is), on the CPU, outside any graph."""
+    """float32 (float64 in squared units, or if the model is), on the CPU, outside any graph."""
     dims: tuple[str, ...]
     coords: Mapping[str, tuple]
     tokens: tuple[str, ...]

@@ -1,7 +1,7 @@
 """The two values that meet in a scope: the state at the end of the model, and the cotangents a scope makes of it."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -44,8 +44,6 @@ class FinalState:
     norm_has_bias: bool
     """Whether the final norm is a LayerNorm, which has a bias to be folded as well."""
     token_id: Callable[[str | int], int]
-    norm_jacobian: Callable[[], Float[Tensor, "d_model d_model"]]
-    """∂y/∂x, x the last residual stream at this position: [d_model of y, d_model of x]."""
     twin: Callable[[str], tuple[str, int] | None] = field(default=lambda text: None)  # noqa: ARG005
     """The token that differs from a text by a leading blank, and its id, if there is one."""
     stream: Mapping[str, Float[Tensor, "*run d_model"]] = field(default_factory=dict)
@@ -81,13 +79,26 @@ class FinalState:
             yield which, self.rows(which)
 
     def pull(self, at_logits: Float[Tensor, "*k vocab"]) -> Float[Tensor, "*k d_model"]:
-        """A cotangent at the logits pulled back to y: W̃ᵀc."""
-        scaled = at_logits if self.slope is None else at_logits * self.slope
-        out = scaled.new_zeros((*at_logits.shape[:-1], len(self.y)), dtype=self.y.dtype)
-        for start in range(0, len(self.logits), _ROWS):
-            which = slice(start, start + _ROWS)
-            out += scaled[..., which].to(self.y.dtype) @ self.weight[which].to(self.y.dtype)
-        return out
+        """A cotangent at the logits pulled back to y: W̃ᵀc. Many cost hardly more than one."""
+        scaled = (at_logits if self.slope is None else at_logits * self.slope).to(self.y.dtype)
+        return sum((scaled[..., which] @ rows for which, rows in self._runs()), scaled.new_zeros(()))
+
+    def times(self, right: Float[Tensor, "d_model k"]) -> Float[Tensor, "vocab k"]:
+        """W̃ @ right: how far the logits move along each column."""
+        moved = torch.cat([rows @ right for _, rows in self._runs()])
+        return moved if self.slope is None else moved * self.slope[:, None]
+
+    def square_lengths(self) -> Float[Tensor, " vocab"]:
+        """‖w̃_w‖² of every word, in float64."""
+        lengths = torch.cat([torch.linalg.vector_norm(rows, dim=1) for _, rows in self._runs()]).double()
+        return (lengths if self.slope is None else lengths * self.slope).square()
+
+    def _runs(self) -> Iterator[tuple[slice, Float[Tensor, "rows d_model"]]]:
+        """W_U, transposed: whole, or in runs of rows where each has to be widened first."""
+        size = len(self.weight) if self.weight.dtype == self.y.dtype else _ROWS
+        for start in range(0, len(self.weight), size):
+            which = slice(start, start + size)
+            yield which, self.weight[which].to(self.y.dtype)
 
 
 class FinalStates(FinalState):
@@ -167,6 +178,12 @@ class Cotangents:
         if not 0 <= self.probes <= len(self.vectors):
             msg = f"probes counts the last vectors, 0 to {len(self.vectors)} of them, got {self.probes}"
             raise ValueError(msg)
+
+    def scaled(self) -> tuple["Cotangents", float]:
+        """The same with a largest weight of 1, and that weight, for squared units: 1e-200 is no number in float32."""
+        if not self.squared or self.weights is None or not (largest := float(self.weights.max())):
+            return self, 1.0
+        return replace(self, weights=self.weights.double() / largest), largest
 
     def root_weights(self) -> Float[Tensor, " k"]:
         """√w_i in float64 on the CPU; 1 where no weights are given."""
