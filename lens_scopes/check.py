@@ -93,7 +93,7 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
             "random": torch.randn(g.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(g.device),
         }
         for kind, u in directions.items():
-            length = float(activation.double().norm())
+            length = float(activation.detach().double().norm())
             moves.append(_Move(place | {"direction": kind}, g, at, u / u.norm(), length))
     report = []
     for move, change in zip(moves, _changes(kept, position, made.site, moves), strict=True):

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lens_scopes.results.given import listed
 from lens_scopes.host.model import Hook, Host
+from lens_scopes.results.given import listed
 
 PARTS = ("norm", "attention", "mlp")
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from lens_scopes.results.given import shown
 from lens_scopes.results.flow import Flow
+from lens_scopes.results.given import shown
 from lens_scopes.results.scores import Scores
 from lens_scopes.views import markup
 from lens_scopes.views.circuits import Figure, attention_heads, colored_tokens, colored_tokens_multi

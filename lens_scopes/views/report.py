@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lens_scopes.results.given import shown
 from lens_scopes.results import files
 from lens_scopes.results.flow import Flow
+from lens_scopes.results.given import shown
 from lens_scopes.results.provenance import Target, scope_text, tokens_of
 from lens_scopes.views import choosing, circuits, explorer, markup
 from lens_scopes.views.circuits import Figure
