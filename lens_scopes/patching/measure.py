@@ -14,6 +14,7 @@ from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.trace import Trace
 from lens_scopes.calculus.variants import Kept, RowEdit
 from lens_scopes.host import Host, token_texts
+from lens_scopes.host.fitness import refuse_dropout
 from lens_scopes.host.prompts import Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.patching.activations import Activations
@@ -83,7 +84,7 @@ def measure(
     pair = Pair.of(model, clean, corrupted, position)
     host = pair.host
     wanted = sites_of(host, sites, where)
-    host.refuse_dropout()
+    refuse_dropout(host.model)
     with host.alone():
         found = Activations.of(pair, _opened(host, wanted.names, scope), cache)
         clean_run, run = found.traces()
