@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lens_scopes"
 #: __init__, "" what users import.
 LEVELS = (
     ("sites", "results/given", "host/undo"),
-    ("results/older", "results/labelled", "results/provenance", "scopes/prediction"),
+    ("results/older", "results/labelled", "results/provenance", "results/carriers", "scopes/prediction"),
     ("results/files", "scopes/state", "host/model", "views/markup"),
     ("results/scores", "results/flow", "scopes/protocol", "scopes/factor", "views/grids", "views/circuits"),
     ("scopes/direction", "scopes/entropy", "scopes/fisher", "scopes/metric", "scopes/semantic", "scopes/temperature"),
@@ -32,7 +32,7 @@ LEVELS = (
     ("calculus/trace",),
     ("calculus/describe", "calculus/ledger", "calculus/memory", "calculus/reach"),
     ("calculus/pullback", "calculus/pushforward", "calculus/variants"),
-    ("calculus/directions", "calculus/reduction"),
+    ("calculus/branches", "calculus/directions", "calculus/reduction"),
     ("calculus/paths",),
     ("score", "flow", "jacobian"),
     ("check",),
