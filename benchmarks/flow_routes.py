@@ -22,11 +22,11 @@ MARK = "<!-- flow_routes -->"
 PROMPT = "The Eiffel Tower was built for the World Fair of 1889, and today millions of visitors come to see it in the city of"
 GEMMA = Path.home() / ".cache" / "lens_scopes" / "gemma3-270m"
 CASES = {
-    "`ls.flow`, with its last heads": lambda flow, again: again(),
-    "`flow.last_heads()`": lambda flow, again: flow.last_heads(),
-    "`flow.orders()`": lambda flow, again: flow.orders(),
-    "`flow.paths(10, budget=16)`": lambda flow, again: flow.paths(10, budget=16),
-    "`flow.paths(10)`": lambda flow, again: flow.paths(10),
+    "`ls.flow`, with its last heads": lambda _, again: again(),
+    "`flow.last_heads()`": lambda flow, _: flow.last_heads(),
+    "`flow.orders()`": lambda flow, _: flow.orders(),
+    "`flow.paths(10, budget=16)`": lambda flow, _: flow.paths(10, budget=16),
+    "`flow.paths(10)`": lambda flow, _: flow.paths(10),
 }
 
 

@@ -98,6 +98,14 @@ def flow(
         >>> bool((flow.stream.sum(-1) / flow.total - 1).abs().max() < 1e-4), flow.residual < 1e-4
         (True, True)
 
+        Through how many heads does it go, and which is the last one? Both are partitions of the whole:
+
+        >>> orders, last = flow.orders(), flow.last_heads()
+        >>> orders.heads[int(orders.influence.argmax())], f"{last.layer[0]}.{last['head'][0]}"
+        ('2', '1.1')
+        >>> [round(float(found.share.sum()), 4) for found in (orders, last)]
+        [1.0, 1.0]
+
         The strongest route through two heads is a lookup: 0.1 looks two words back, so that each value knows its key;
         1.1 looks from the last mark at the value whose key is asked for.
 

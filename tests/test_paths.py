@@ -166,7 +166,8 @@ def test_last_heads_are_sums_over_all_paths(pair, source):
         heads = [(layer, head) for layer, head in enumerate(path) if head != SKIP]
         expected[heads[-1] if heads else None] += float(by_source.sum() if source is None else by_source[source])
     frame = flow.last_heads()
-    found = {None if row.kind == "straight" else (row.layer, row.head): row.influence for row in frame.itertuples()}
+    rows = zip(frame.kind, frame.layer, frame["head"], frame.influence, strict=True)
+    found = {None if kind == "straight" else (layer, head): part for kind, layer, head, part in rows}
     total = float(flow.total.sum())
     assert found == pytest.approx(expected, abs=tolerance(pair) * total)
     assert abs(frame.influence.sum() - total) < 1e-12 * total
@@ -206,7 +207,8 @@ def test_partitions_of_several_cotangents_are_sums_over_all_paths(pair, scope, f
     total = float(flow.total.sum())
     assert dict(zip(orders.heads, orders.influence, strict=True)) == pytest.approx(by_count, abs=1e-9 * total)
     last = flow.last_heads()
-    names = ["straight" if row.kind == "straight" else f"{row.layer}.{row.head}" for row in last.itertuples()]
+    rows = zip(last.kind, last.layer, last["head"], strict=True)
+    names = ["straight" if kind == "straight" else f"{layer}.{head}" for kind, layer, head in rows]
     assert dict(zip(names, last.influence, strict=True)) == pytest.approx(by_last, abs=1e-9 * total)
 
 

@@ -58,7 +58,7 @@ class Ledger:
     """What every cut must carry: the score, computed from the gradient at the embedding alone."""
     keep_edges: bool
     straight: Mapping[str, Tensor]
-    """The gradients that come back past all later heads, at every z and at the first block's input; see ``Branches``."""
+    """Gradients that come back past all later heads, at every z and at the first block's input; see ``Branches``."""
     heads: list[Tensor] = field(default_factory=list)
     last: list[Tensor] = field(default_factory=list)
     mlps: list[Tensor] = field(default_factory=list)

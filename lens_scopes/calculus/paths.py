@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Chains looked into together: more share the work of a pass, fewer are chosen knowing more.
-_TOGETHER = 4
+_TOGETHER = 8
 _FIRST = STREAM["resid_pre"].format(0)
 
 

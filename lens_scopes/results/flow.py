@@ -221,15 +221,17 @@ class Flow:
             raise ValueError(msg)
 
     def to_dataframe(self) -> "pd.DataFrame":
-        """Long form: kind (head, mlp, skip, stream), source, layer or depth, head, pos, influence."""
+        """Long form: kind (head, last, mlp, skip, stream), source, layer or depth, head, pos, influence."""
         import pandas as pd
 
         together = bool(self.meta.get("together"))
         rows = ("all",) if together else self.sources
         names = {} if together else {i: self.tokens[i] for i in self.sources}
         layers, heads = range(self.heads.shape[1]), range(self.heads.shape[2])
+        by_head = {"source": rows, "layer": tuple(layers), "head": tuple(heads)}
         parts = {
-            "head": (self.heads, {"source": rows, "layer": tuple(layers), "head": tuple(heads)}),
+            "head": (self.heads, by_head),
+            **({} if self.last is None else {"last": (self.last, by_head)}),
             "mlp": (self.mlps, {"source": rows, "layer": tuple(layers)}),
             "skip": (self.skip, {"source": rows, "layer": tuple(layers)}),
             "stream": (
@@ -264,6 +266,7 @@ class Flow:
             "total": (("source",), self.total),
             "stderr": (("source",), self.stderr),
             "heads": (("source", "layer", "head"), self.heads),
+            "last": (("source", "layer", "head"), self.last),
             "mlps": (("source", "layer"), self.mlps),
             "skip": (("source", "layer"), self.skip),
             "stream": (("source", "depth", "pos"), self.stream),
@@ -339,7 +342,7 @@ class Flow:
         return f"Flow({rows}, {layers} layers x {heads} heads; {scope}, residual {self.residual:.1e})"
 
     def show(self, view: str | None = None, **options: Any) -> "Shown":
-        """An interactive view ("heads", "stream", "edges", "tokens") with a static one under it; see ``show``."""
+        """An interactive view ("last", "heads", "stream", "edges", "tokens"), a static one under it; see ``show``."""
         from lens_scopes.views.show import show
 
         return show(self, view, **options)
