@@ -102,7 +102,7 @@ def flow(
 
         >>> orders, last = flow.orders(), flow.last_heads()
         >>> orders.heads[int(orders.influence.argmax())], f"{last.layer[0]}.{last['head'][0]}"
-        ('2', '1.1')
+        ('1', '1.1')
         >>> [round(float(found.share.sum()), 4) for found in (orders, last)]
         [1.0, 1.0]
 
