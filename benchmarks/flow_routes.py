@@ -19,7 +19,7 @@ from models import floor
 import lens_scopes as ls
 
 MARK = "<!-- flow_routes -->"
-PROMPT = "The Eiffel Tower was built for the World Fair of 1889, and today millions of visitors come to see it in the city of"
+PROMPT = "The Eiffel Tower was built for the World Fair, and today, millions of visitors come to see it in the city of"
 GEMMA = Path.home() / ".cache" / "lens_scopes" / "gemma3-270m"
 CASES = {
     "`ls.flow`, with its last heads": lambda _, again: again(),

@@ -69,7 +69,7 @@ def official_name(hf_config: Any) -> str | None:
     from transformer_lens import loading_from_pretrained as loading
 
     wanted = _numbers(hf_config)
-    for name in loading.OFFICIAL_MODEL_NAMES:
+    for name in loading.OFFICIAL_MODEL_NAMES:  # pyright: ignore[reportPrivateImportUsage]
         if "gemma" not in name.lower():
             continue
         config = loading.get_pretrained_model_config(name, device="cpu")
@@ -110,7 +110,7 @@ def _numbers(hf: Any) -> Mapping[str, float | None]:
 
 
 def _differing(config: Any, wanted: Mapping[str, float | None]) -> list[str]:
-    found = {name: getattr(config, name, None) for name in wanted}
+    found: dict[str, Any] = {name: getattr(config, name, None) for name in wanted}
     if found["n_key_value_heads"] is None:
         found["n_key_value_heads"] = config.n_heads
     found |= {name: None for name, value in found.items() if "soft_cap" in name and (value or -1) <= 0}

@@ -66,7 +66,8 @@ class Local:
         read = AutoConfig.from_pretrained(self.directory, gguf_file=self.gguf)
         written = json.loads(read.to_json_string(use_diff=False))
         # A GGUF file names no class.
-        return written | {"architectures": [AutoModelForCausalLM._model_mapping[type(read)].__name__]}
+        kind: Any = AutoModelForCausalLM._model_mapping[type(read)]
+        return written | {"architectures": [kind.__name__]}
 
     def model(self, dtype: torch.dtype, options: Mapping[str, Any]) -> Any:
         """The Hugging Face model."""
