@@ -29,7 +29,6 @@ _ROWS = ("total", "heads", "last", "mlps", "skip", "stream", "composition")
 _TENSORS = (*_ROWS, "edges", "probes")
 
 
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Flow:
     """How influence travels from the input tokens to one prediction. Rows ("source") are tokens, or all together."""
@@ -217,7 +216,9 @@ class Flow:
 
     def _refuse_shares(self, verb: str) -> None:
         if self.units == "share" and len(self.total) > 1:
-            msg = f"shares of several sources do not add up: write flow.{verb}() before flow.share(), or sel(source=...)"
+            msg = (
+                f"shares of several sources do not add up: write flow.{verb}() before flow.share(), or sel(source=...)"
+            )
             raise ValueError(msg)
 
     def to_dataframe(self) -> "pd.DataFrame":
