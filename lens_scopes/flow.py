@@ -174,7 +174,9 @@ class Replay:
             )
             raise RuntimeError(msg)
         host = Host(model)
-        run = trace(host, torch.tensor([self.ids], device=host.device), branch_sites(host), [self.position], self.freeze)
+        run = trace(
+            host, torch.tensor([self.ids], device=host.device), branch_sites(host), [self.position], self.freeze
+        )
         made, scale = cotangents_of(self.scope, run.state(0, 0)).scaled()
         found = getattr(Routes.of(run, made, sources), ask)(*given)
         return found.assign(influence=found.influence * scale)

@@ -16,9 +16,17 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lens_scopes"
 #: __init__, "" what users import.
 LEVELS = (
     ("sites", "results/given", "host/undo"),
-    ("results/older", "results/labelled", "results/provenance", "results/carriers", "scopes/prediction"),
-    ("results/files", "scopes/state", "host/local", "host/model", "views/markup"),
-    ("results/scores", "results/flow", "scopes/protocol", "scopes/factor", "host/hooked", "views/grids", "views/circuits"),
+    ("results/older", "results/labelled", "results/provenance", "scopes/prediction"),
+    ("results/carriers", "results/files", "scopes/state", "host/local", "host/model", "views/markup"),
+    (
+        "results/scores",
+        "results/flow",
+        "scopes/protocol",
+        "scopes/factor",
+        "host/hooked",
+        "views/grids",
+        "views/circuits",
+    ),
     ("scopes/direction", "scopes/entropy", "scopes/fisher", "scopes/metric", "scopes/semantic", "scopes/temperature"),
     ("scopes", "results", "views", "views/scores", "views/flow"),
     ("views/choosing", "views/explorer"),

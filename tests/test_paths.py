@@ -329,9 +329,9 @@ def test_what_paths_and_orders_refuse():
         flow.paths(64, beam=8)
     with pytest.raises(ValueError, match="k=60 with budget=48; write budget=60"):
         flow.paths(60)
-    with pytest.raises(ValueError, match="k=0"):
+    with pytest.raises(ValueError, match="k is an integer of at least 1, got 0"):
         flow.paths(0)
-    with pytest.raises(ValueError, match="K counts heads, got -1"):
+    with pytest.raises(ValueError, match="at least 0, got -1"):
         flow.orders(-1)
 
 

@@ -12,8 +12,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lens_scopes.evaluate.ablation import Ablation, Replace
-from lens_scopes.evaluate.curve import FRACTIONS, Curve, Mode, coinciding, counts, out_masks, per_token
-from lens_scopes.evaluate.curve import ranked_positions, refuse_mode, shares
+from lens_scopes.evaluate.curve import (
+    FRACTIONS,
+    Curve,
+    Mode,
+    coinciding,
+    counts,
+    out_masks,
+    per_token,
+    ranked_positions,
+    refuse_mode,
+    shares,
+)
 from lens_scopes.evaluate.intervals import bootstrap_interval, holm, interval_text, sign_flip_p
 from lens_scopes.evaluate.journal import Journal
 from lens_scopes.evaluate.leave_one_out import divergence

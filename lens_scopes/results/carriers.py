@@ -1,12 +1,16 @@
-"""Which heads and MLPs carry the influence of a flow, as tables: where it passes, and where it passes last."""
+"""A flow as tables: which heads and MLPs its influence passes, which it passes last, and every number once."""
 
 from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_scopes.results import labelled
+
 if TYPE_CHECKING:
     import pandas as pd
+
+    from lens_scopes.results.flow import Flow
 
 
 def carriers(
@@ -45,6 +49,38 @@ def by_last_head(last: Float[Tensor, "source layer head"], total: float) -> "pd.
     frame["share"] = frame.influence / total if total else 0.0
     frame["layer"] = frame["layer"].astype("Int64")
     return _strongest_first(frame)
+
+
+def long_form(flow: "Flow") -> "pd.DataFrame":
+    """See ``Flow.to_dataframe``."""
+    import pandas as pd
+
+    together = bool(flow.meta.get("together"))
+    rows = ("all",) if together else flow.sources
+    names = {} if together else {i: flow.tokens[i] for i in flow.sources}
+    layers, heads = range(flow.heads.shape[1]), range(flow.heads.shape[2])
+    by_head = {"source": rows, "layer": tuple(layers), "head": tuple(heads)}
+    parts = {
+        "head": (flow.heads, by_head),
+        **({} if flow.last is None else {"last": (flow.last, by_head)}),
+        "mlp": (flow.mlps, {"source": rows, "layer": tuple(layers)}),
+        "skip": (flow.skip, {"source": rows, "layer": tuple(layers)}),
+        "stream": (
+            flow.stream,
+            {"source": rows, "depth": tuple(range(flow.stream.shape[1])), "pos": tuple(range(len(flow.tokens)))},
+        ),
+    }
+    by_position = dict(enumerate(flow.tokens))
+    frames = []
+    for kind, (values, coords) in parts.items():
+        extra = {"source": names, "pos": by_position}
+        frame = labelled.dataframe({"influence": values}, tuple(coords), coords, extra)
+        frame.insert(0, "kind", kind)
+        frames.append(frame)
+    whole = pd.concat(frames, ignore_index=True)
+    for column in ("layer", "head", "depth", "pos"):
+        whole[column] = whole[column].astype("Int64")
+    return whole
 
 
 def _strongest_first(frame: "pd.DataFrame") -> "pd.DataFrame":

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.results import files, labelled
-from lens_scopes.results.carriers import by_last_head, carriers
+from lens_scopes.results.carriers import by_last_head, carriers, long_form
 from lens_scopes.results.given import Integer, integer
 from lens_scopes.results.provenance import Meta, Units, scope_text
 
@@ -223,34 +223,7 @@ class Flow:
 
     def to_dataframe(self) -> "pd.DataFrame":
         """Long form: kind (head, last, mlp, skip, stream), source, layer or depth, head, pos, influence."""
-        import pandas as pd
-
-        together = bool(self.meta.get("together"))
-        rows = ("all",) if together else self.sources
-        names = {} if together else {i: self.tokens[i] for i in self.sources}
-        layers, heads = range(self.heads.shape[1]), range(self.heads.shape[2])
-        by_head = {"source": rows, "layer": tuple(layers), "head": tuple(heads)}
-        parts = {
-            "head": (self.heads, by_head),
-            **({} if self.last is None else {"last": (self.last, by_head)}),
-            "mlp": (self.mlps, {"source": rows, "layer": tuple(layers)}),
-            "skip": (self.skip, {"source": rows, "layer": tuple(layers)}),
-            "stream": (
-                self.stream,
-                {"source": rows, "depth": tuple(range(self.stream.shape[1])), "pos": tuple(range(len(self.tokens)))},
-            ),
-        }
-        by_position = dict(enumerate(self.tokens))
-        frames = []
-        for kind, (values, coords) in parts.items():
-            extra = {"source": names, "pos": by_position}
-            frame = labelled.dataframe({"influence": values}, tuple(coords), coords, extra)
-            frame.insert(0, "kind", kind)
-            frames.append(frame)
-        whole = pd.concat(frames, ignore_index=True)
-        for column in ("layer", "head", "depth", "pos"):
-            whole[column] = whole[column].astype("Int64")
-        return whole
+        return long_form(self)
 
     def to_xarray(self) -> "xr.Dataset":
         """A Dataset of every part, and ``stderr`` of the totals where there is one; ``token`` lies along pos.
