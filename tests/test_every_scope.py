@@ -234,7 +234,7 @@ def test_every_view_of_every_result(name, tmp_path):
             plot(result, view).savefig(tmp_path / f"{view}.png")
     page = ls.report(result, tmp_path / "report.html").read_text(encoding="utf-8")
     assert all(
-        f"result-0-{view}" in page or f"{view}, interactive" in page or view == "heads"
+        f"result-0-{view}" in page or f"{view}, interactive" in page or view in ("last", "heads")
         for view in choosing.views(result)
     )
     written = getattr(result, "meta", {})

@@ -265,6 +265,15 @@ def long(real_hf):
 
 
 @pytest.mark.slow
+def test_a_directory_becomes_a_hooked_transformer_by_its_official_name(real_directory, real_hf, ids):
+    """Its numbers are those of google/gemma-3-270m. Seen: 1.3e-6 of the largest."""
+    model = ls.load(real_directory, backend="hooked", device="cpu")
+    assert model.cfg.model_name == real_directory.name
+    with torch.no_grad():
+        close(model(torch.tensor([ids])), real_hf(torch.tensor([ids])).logits, 2e-5)
+
+
+@pytest.mark.slow
 def test_beyond_the_window_every_layer_is_right(real_model, long):
     """Seen: equal bit for bit (bridge), 3.3e-6 of a row's largest (hooked)."""
     ids, target, expected = long

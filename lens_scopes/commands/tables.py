@@ -87,12 +87,17 @@ def of_case(case: "Case", found: Mapping[str, Scores]) -> Iterable[Any]:
         yield f"{name:>12} is largest at {top}, {markup.visible(case.tokens[top])!r}: {verdict}"
 
 
-def of_flow(flow: Flow, top: int, routes: "pd.DataFrame | None") -> Iterable[Any]:
-    """What carries most: heads and MLPs with their shares, how heads got theirs, and routes if there are any."""
+def of_flow(flow: Flow, top: int, orders: "pd.DataFrame", routes: "pd.DataFrame | None") -> Iterable[Any]:
+    """What adds up to the total, by last head and by number of heads; then what carries most; then routes if any."""
     whole = float(flow.total.double().sum())
     whose = "all tokens together" if flow.meta.get("together") else f"{len(flow.sources)} source tokens"
     yield f"{scope_text(flow.meta)} on {flow.meta['model']}: {markup.number(whole)} ({UNITS[flow.units]}), {whose}"
     yield _prediction(flow, 0)
+    if flow.last is not None:
+        yield from _last_heads(flow, top, whole)
+    yield "By how many heads are on the way, which is all of it:"
+    yield "  ".join(f"{row['heads']}: {_percent(row['influence'], whole)}" for row in orders.to_dict("records"))
+    yield "What passes through each part, be it last or not (so these do not add up):"
     frame = flow.top(top)
     split = flow.composition is not None
     table = _table(
@@ -112,10 +117,24 @@ def of_flow(flow: Flow, top: int, routes: "pd.DataFrame | None") -> Iterable[Any
         )
     yield table
     if routes is not None:
-        yield "Routes through the heads, each with its exact share:"
+        listed = _percent(float(routes.influence[:-1].sum()), whole)
+        yield f"Single routes, each with its exact share; these {len(routes) - 1} carry {listed} of the total:"
         for row in routes.to_dict("records"):
             yield f"{_percent(row['influence'], whole):>8}  {row['path']}"
     yield f"No conservation law is broken by more than {flow.residual:.1e} of the total."
+
+
+def _last_heads(flow: Flow, top: int, whole: float) -> Iterable[Any]:
+    frame = flow.last_heads()
+    yield "By the last head on the way (straight: through no head), which is all of it:"
+    table = _table("influence", "share", first="", names="last head")
+    for row in frame.head(top).to_dict("records"):
+        name = "straight" if row["kind"] == "straight" else f"{row['layer']}.{row['head']}"
+        table.add_row("", name, markup.number(row["influence"]), _percent(row["influence"], whole))
+    others = frame.influence[top:]
+    if len(others):
+        table.add_row("", f"{len(others)} others", markup.number(others.sum()), _percent(others.sum(), whole))
+    yield table
 
 
 def _percent(part: float, whole: float) -> str:

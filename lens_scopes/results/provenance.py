@@ -145,6 +145,10 @@ class Meta(TypedDict, total=False):
     """By prompt, the token whose probability was followed."""
     lengths: list[int]
     """By prompt, the number of tokens."""
+    taken: list[list[int]]
+    """By prompt, how many tokens each share is."""
+    references: list[str]
+    """Methods that nobody asked for, which every table has."""
 
 
 def tokens_of(target: Target | None) -> list[Token]:

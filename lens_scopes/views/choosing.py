@@ -95,7 +95,7 @@ def figures(result: Any, view: str | None, first: First = "show") -> tuple[list[
 
     Layers by heads is no picture that circuitsvis has: that view is static.
     """
-    if view is None or (view == "heads" and isinstance(result, Flow)):
+    if view is None or (view in ("last", "heads") and isinstance(result, Flow)):
         return [], ""
     if view == "edges":
         return _edges(*edges_kept(result, first))
