@@ -176,14 +176,21 @@ def test_coverage_of_an_estimate_is_the_exact_parts_share(backend):
     assert_close(scores.meta["coverage"], energy[:4].sum() / energy.sum(), 1e-5)
 
 
-def test_the_interval_is_t_times_stderr_and_never_below_what_is_known():
+def test_the_interval_is_one_of_the_logarithm_of_what_was_probed():
     scores = fisher(tiny.host("gpt2", tiny.BACKENDS[0]), ls.Fisher(8))
     low, high = scores.interval(0.95)
-    assert_close(high - scores.values, 3.182446305284263 * scores.stderr, 1e-6)  # t(0.975; 3)
-    certain = scores.values - scores.probes.sum(0)
+    probed = scores.probes.sum(0)
+    certain, reached = scores.values - probed, scores.values > 0
+    spread = 3.182446305284263 * (scores.stderr / probed)[reached]  # t(0.975; 3)
+    for end, sign in ((low, -1), (high, 1)):
+        assert_close(((end - certain) / probed)[reached].log(), sign * spread, 1e-6)
     assert (low >= certain).all()
     assert (low <= scores.values).all()
-    assert (low == certain).any(), "nothing was clipped: the lower bound is not tested"
+    assert (scores.values <= high).all()
+    assert (scores.values - scores.stderr * 3.18 < certain)[reached].any(), "the lower bound is not tested"
+    assert torch.equal(low[~reached], torch.zeros_like(low[~reached]))
+    assert torch.equal(high[~reached], torch.zeros_like(low[~reached]))
+    assert not reached.all()
     narrow = scores.interval(0.5)
     assert (narrow[1] <= high).all()
     with pytest.raises(ValueError, match="between 0 and 1"):

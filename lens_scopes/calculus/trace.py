@@ -1,6 +1,6 @@
 """One forward pass kept alive: the open sites of a batch of equally long prompts, and the state at the end of each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
