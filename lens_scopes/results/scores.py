@@ -66,9 +66,9 @@ class Scores:
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Lower and upper end of an interval that holds the exact score with a probability of about ``level``.
 
-        What is known exactly stays; the part R that random probes stand for is between R e^-h and R e^h, h = t·stderr/R,
-        because it is a sum of squares: never negative, and skewed. The tables of ``docs/fisher_budget.md`` say how often
-        that holds: on one real model the 95 % interval covers LIVE.
+        What is known exactly stays. The part R that random probes stand for is between R e^-h and R e^h with
+        h = t·stderr/R: it is a sum of squares, never negative and skewed. ``docs/fisher_budget.md`` says how often that
+        holds the exact score: COVERS.
 
         Raises:
             ValueError: the scores are no estimate, or level is not between 0 and 1.
