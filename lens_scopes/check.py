@@ -256,7 +256,7 @@ def _changes(kept: Kept, position: int, output: str, moves: Sequence["_Move"]) -
         found: dict[int, Tensor] = {}
         for rows, last, inner in kept.run(variants, output):
             y = final_norm(kept.host, last[:, position]) if inner is None else inner[:, position]
-            found |= zip(rows, y.double(), strict=True)
+            found |= zip(rows, y.detach().double(), strict=True)
         every = torch.stack([found[row] for row in range(len(variants))])
         return list(every.unflatten(0, (len(some), len(steps), 2)))
 
