@@ -90,8 +90,8 @@ def test_json_is_the_whole_result_and_nothing_else_is_on_stdout():
     wanted = expected(ls.Fisher(4))
     assert content["tokens"] == list(wanted.tokens)
     assert content["dims"] == ["site", "pos"]
-    torch.testing.assert_close(torch.tensor(content["values"]), wanted.values)
-    torch.testing.assert_close(torch.tensor(content["stderr"]), wanted.stderr)
+    torch.testing.assert_close(torch.tensor(content["values"]).to(wanted.values), wanted.values)
+    torch.testing.assert_close(torch.tensor(content["stderr"]).to(wanted.stderr), wanted.stderr)
     assert content["meta"]["units"] == "squared"
 
 

@@ -11,7 +11,7 @@ from lens_scopes.results.flow import Flow
 from lens_scopes.results.provenance import UNITS, scope_text, tokens_of
 from lens_scopes.results.scores import Scores
 from lens_scopes.sites import EMBED, short
-from lens_scopes.views import markup
+from lens_scopes.views import grids, markup
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,8 @@ _MOST_TABLES = 8
 
 def of_scores(scores: Scores) -> Iterable[Any]:
     """The prediction, then each token with its score: with a bar where there is one score per token."""
-    yield f"{scope_text(scores.meta)} on {scores.meta['model']}, {UNITS[scores.units]}"
+    what = grids.measure(scores.units, scores.values, scores.stderr)
+    yield f"{scope_text(scores.meta)} on {scores.meta['model']}, {what}"
     several = "target_pos" in scores.dims
     wanted = scores.coords["target_pos"] if several else (scores.meta["position"],)
     for n, position in enumerate(wanted[:_MOST_TABLES]):
@@ -90,8 +91,9 @@ def of_case(case: "Case", found: Mapping[str, Scores]) -> Iterable[Any]:
 def of_flow(flow: Flow, top: int, orders: "pd.DataFrame", routes: "pd.DataFrame | None") -> Iterable[Any]:
     """What adds up to the total, by last head and by number of heads; then what carries most; then routes if any."""
     whole = float(flow.total.double().sum())
+    what = grids.measure(flow.units, flow.total, flow.stderr)
     whose = "all tokens together" if flow.meta.get("together") else f"{len(flow.sources)} source tokens"
-    yield f"{scope_text(flow.meta)} on {flow.meta['model']}: {markup.number(whole)} ({UNITS[flow.units]}), {whose}"
+    yield f"{scope_text(flow.meta)} on {flow.meta['model']}: {markup.number(whole)} ({what}), {whose}"
     yield _prediction(flow, 0)
     if flow.last is not None:
         yield from _last_heads(flow, top, whole)
@@ -144,10 +146,10 @@ def _percent(part: float, whole: float) -> str:
 def _bars(scores: Scores) -> Table:
     """One row per token: score, standard error, bar."""
     stderr = scores.stderr
-    table = _table("score", *(() if stderr is None else ("± stderr",)))
+    table = _table("score", *(() if stderr is None else ("stderr",)))
     table.add_column("")
     for i, token in enumerate(scores.tokens):
-        error = [] if stderr is None else [markup.number(float(stderr[i]))]
+        error = [] if stderr is None else [grids.plus_minus(scores.values[i], stderr[i])]
         row = [
             str(scores.coords["pos"][i]),
             Text(markup.visible(token)),

@@ -115,7 +115,7 @@ def measure(
         "metric": {"corrupted": before, "clean": clean_value},
         "measured": len(patched),
     }
-    dtype = torch.float64 if host.dtype == torch.float64 else torch.float32
+    dtype = torch.float64 if made.squared or host.dtype == torch.float64 else torch.float32
     if together:
         refuse_nonfinite(host, pair.corrupted[None], {wanted.names[indices[-1][0]]: patched}, "the effect of patches")
         meta["places"] = [places.labels(i) for i in indices]

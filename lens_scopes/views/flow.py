@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.results.provenance import UNITS, scope_text
+from lens_scopes.results.provenance import scope_text
 from lens_scopes.views import markup
-from lens_scopes.views.grids import First, Grid, check_first, on_one_scale, percent
+from lens_scopes.views.grids import First, Grid, check_first, measure, on_one_scale, percent
 
 if TYPE_CHECKING:
     from lens_scopes.results.flow import Flow
@@ -44,7 +44,11 @@ def flow_grids(flow: "Flow", view: str, first: First = "show") -> list[Grid]:
     check_first(first)
     if view == "tokens":
         positions, columns = flow.sources, tuple(flow.tokens[i] for i in flow.sources)
-        unit = "share of the source's total" if flow.units == "share" else f"score ({UNITS[flow.units]})"
+        unit = (
+            "share of the source's total"
+            if flow.units == "share"
+            else f"score ({measure(flow.units, flow.total, flow.stderr)})"
+        )
         return on_one_scale(
             [Grid([flow.total.tolist()], ("",), columns, unit, title="score of each source", positions=positions)],
             first,
@@ -73,7 +77,8 @@ def flow_html(flow: "Flow", view: str | None = None, first: First = "show") -> s
     chosen = [name for name in flow_views(flow) if name in ("last", "heads", "stream")] if view is None else [view]
     body = "".join(flow_body(flow, name, first) for name in chosen)
     total, residual = markup.number(float(flow.total.sum())), f"{flow.residual:.1e}"
-    note = f"total {total} ({flow.units} units); largest violation of a conservation law {residual}"
+    what = measure(flow.units, flow.total, flow.stderr)
+    note = f"total {total} ({what}); largest violation of a conservation law {residual}"
     return markup.figure(flow_title(flow), markup.predictions(flow.meta), body, note=note)
 
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lens_scopes.results.provenance import UNITS, scope_text, tokens_of
+from lens_scopes.results.provenance import scope_text, tokens_of
 from lens_scopes.sites import EMBED, short
 from lens_scopes.views import markup
-from lens_scopes.views.grids import First, Grid, on_one_scale
+from lens_scopes.views.grids import First, Grid, measure, on_one_scale
 
 if TYPE_CHECKING:
     from lens_scopes.results.scores import Scores
@@ -41,7 +41,7 @@ def scores_grids(scores: "Scores", view: str, first: First = "show") -> list[Gri
             values=values.tolist(),
             rows=rows,
             columns=scores.tokens,
-            unit=f"score ({UNITS[scores.units]})",
+            unit=f"score ({measure(scores.units, scores.values, scores.stderr)})",
             signed=scores.units == "signed",
             title=name,
             positions=positions,
