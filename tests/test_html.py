@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lens_scopes as ls
-from lens_scopes.views import markup
+from lens_scopes.views import cells, markup
 from lens_scopes.views.markup import number
 
 HOSTILE = (
@@ -228,9 +228,9 @@ def test_a_long_prompt_folds_what_is_pale():
 
 
 def test_numbers_in_cells_are_never_minus_zero():
-    assert markup.short(-0.004, 0.431) == ""
-    assert markup.short(-0.02, 0.431) == "-0.02"
-    assert markup.short(-0.0019, 0.0197) == "-.0019"
+    assert cells.short(-0.004, 0.431) == ""
+    assert cells.short(-0.02, 0.431) == "-0.02"
+    assert cells.short(-0.0019, 0.0197) == "-.0019"
 
 
 def test_rows_by_target_say_what_is_predicted_there():
