@@ -126,16 +126,20 @@ def _plain(grid: Grid, row: int, run: Sequence[int]) -> str:
         return _words(grid, row, run)
     inner = run[_KEPT:-_KEPT]
     summary = f'<summary style="cursor:pointer;font-size:85%;opacity:.75">… {_sums(grid, row, inner)} …</summary>'
-    folded = f'<details style="margin:0">{summary}<bdi>{_plain_text(grid, inner)}</bdi></details>'
+    style = "display:inline-block;vertical-align:top;margin:0 4px"
+    folded = f'<details style="{style}">{summary}{_isolated(grid, inner)}</details>'
     return _words(grid, row, run[:_KEPT]) + folded + _words(grid, row, run[-_KEPT:])
 
 
 def _words(grid: Grid, row: int, run: Sequence[int]) -> str:
-    return f'<bdi title="{_sums(grid, row, run)}">{_plain_text(grid, run)}</bdi>'
+    return _isolated(grid, run, f' title="{_sums(grid, row, run)}"')
 
 
-def _plain_text(grid: Grid, run: Sequence[int]) -> str:
-    return markup.escaped("".join(grid.columns[i] for i in run))
+def _isolated(grid: Grid, run: Sequence[int], attributes: str = "") -> str:
+    """Text beside which others keep their place; of several lines each has the direction of its own first letter."""
+    text = markup.escaped("".join(grid.columns[i] for i in run))
+    lines = ' style="unicode-bidi:plaintext"' if "\n" in text else ""
+    return f"<bdi{attributes}{lines}>{text}</bdi>"
 
 
 def _sums(grid: Grid, row: int, run: Sequence[int]) -> str:
@@ -149,7 +153,7 @@ def _sums(grid: Grid, row: int, run: Sequence[int]) -> str:
 def _small(values: Sequence[float], end: float) -> str:
     most = max((abs(value) for value in values), default=0.0)
     return (
-        f"all below {_QUIET:.0%} of the scale" if most < _QUIET * end else f"at most {percent(most, end)} of the scale"
+        f"all below {percent(_QUIET, 1.0)} of the scale" if most < _QUIET * end else f"at most {percent(most, end)} of the scale"
     )
 
 
@@ -157,15 +161,15 @@ def _top(grid: Grid, row: int) -> str:
     """The largest tokens of a row: where they stand, how large they are, and in which row they are largest."""
     line, whole = grid.values[row], [total(values) for values in grid.values]
     top = largest(line)
-    columns, rows, words = ["position", "score", "share"], [], []
+    columns, rows, words = ["position", grid.unit, "of the row's sum"], [], []
     several = len(grid.rows) > 1
-    columns += ["largest share"] if several else []
+    columns += ["most of a row's sum"] if several else []
     columns += ["by row"] if several and len(grid.rows) <= _MOST_STEPS else []
     for i in top:
         shares = [abs(v[i]) / s if s and math.isfinite(v[i]) else 0.0 for v, s in zip(grid.values, whole, strict=True)]
         peak = shares.index(max(shares))
-        cells = [str(grid.positions[i]), number(line[i]), percent(abs(line[i]), whole[row])]
-        cells += [f"{percent(shares[peak], 1.0)} in {grid.rows[peak]}"] if several else []
+        cells = [str(grid.positions[i]), number(line[i]), _share(line[i], whole[row])]
+        cells += [f"{_share(shares[peak], 1.0)} in {grid.rows[peak]}"] if several else []
         rows.append([*cells, *([_steps(shares)] if "by row" in columns else [])])
         words.append(_context(grid, row, i))
     held = percent(total([line[i] for i in top]), whole[row])
@@ -192,6 +196,10 @@ def _steps(shares: Sequence[float]) -> str:
     return "".join(_STEPS[min(len(_STEPS) - 1, int(len(_STEPS) * share / end))] for share in shares)
 
 
+def _share(part: float, whole: float) -> str:
+    return "< 0.1 %" if 0 < abs(part) < 0.001 * whole else percent(abs(part), whole)
+
+
 def _each_row(grid: Grid) -> str:
     """Row by row: the end of its scale, the numbers that may be off it, and the largest others."""
     first, about = grid.positions[:1] == (0,), bool(grid.explained)
@@ -200,9 +208,9 @@ def _each_row(grid: Grid) -> str:
     for row, (line, end) in enumerate(zip(grid.values[:_MOST_ROWS], grid.ends, strict=False)):
         whole, explained = total(line), column_explained(grid, row)
         apart = [0] * first + [explained] * about
-        said = ["–" if i is None else f"{number(line[i])} ({percent(abs(line[i]), whole)})" for i in apart]
+        said = ["–" if i is None else f"{number(line[i])} ({_share(line[i], whole)})" for i in apart]
         others = [i for i in largest(line, _EACH + 2) if i not in apart and line[i]][:_EACH]
-        named_ = [f"{named(grid.columns[i])} {grid.positions[i]} ({percent(abs(line[i]), whole)})" for i in others]
+        named_ = [f"{named(grid.columns[i])} {grid.positions[i]} ({_share(line[i], whole)})" for i in others]
         rows.append((grid.rows[row], number(end), *said))
         words.append(markup.prose(", ".join(named_)))
     left = len(grid.rows) - len(rows)

@@ -25,7 +25,7 @@ def map_html(grid: Grid) -> str:
 
 def _band(grid: Grid, part: range) -> str:
     cell = f"height:{_HEIGHT}px;line-height:{_HEIGHT}px;white-space:nowrap"
-    names = "".join(f'<div style="{cell}">{markup.prose(name)}</div>' for name in grid.labels)
+    names = "".join(f'<div style="{cell}">{markup.prose(name)}</div>' for name in _names(grid))
     rows = list(zip(grid.values, grid.ends, strict=True))
     picture = pixels.address([[markup.shade(line[i], end) for i in part] for line, end in rows])
     image = (
@@ -41,6 +41,17 @@ def _band(grid: Grid, part: range) -> str:
         if drawn
     )
     return f'<div style="overflow-x:auto"><table style="{_TABLE}"><tbody>{lines}</tbody></table></div>'
+
+
+def _names(grid: Grid) -> list[str]:
+    """The rows with the ends of their scales, and what is off these: position 0, the position explained."""
+    found = []
+    for label, line, end in zip(grid.labels, grid.values, grid.ends, strict=True):
+        off = [
+            f"{at}: {markup.number(value)}" for at, value in zip(grid.positions, line, strict=True) if abs(value) > end
+        ]
+        found.append(" · ".join([label, *off]))
+    return found
 
 
 def _said(grid: Grid, part: range) -> str:
