@@ -20,8 +20,8 @@ LISTED = 20
 _QUIET, _BOXES = 0.05, 400
 # Plain text of more tokens than that is folded in a prompt of many, but for some tokens at its ends.
 _FOLD, _MANY, _KEPT = 40, 600, 8
-# Neighbours that are shown of a token, and how much of them; rows that the lists have room for.
-_AROUND, _WIDTH = 4, 28
+# Neighbours that are shown of a token; rows that the lists, and steps that a line of blocks have room for.
+_AROUND = 4
 _MOST_ROWS, _MOST_STEPS = 100, 40
 _EACH = 3
 _STEPS = "▁▂▃▄▅▆▇█"
@@ -56,14 +56,14 @@ def total(values: Sequence[float]) -> float:
     return math.fsum(abs(value) for value in values if math.isfinite(value))
 
 
-def around(tokens: Sequence[str], at: int, breaks: Sequence[int] = ()) -> tuple[str, str]:
-    """What stands before and after a token, cut to a few tokens; not escaped."""
+def around(tokens: Sequence[str], at: int, breaks: Sequence[int] = (), width: int = 28) -> tuple[str, str]:
+    """What stands before and after a token, a few tokens and ``width`` characters of it; not escaped."""
     start, stop = max(0, at - _AROUND), min(len(tokens), at + 1 + _AROUND)
     start = max([start, *(i for i in breaks if i <= at)])
     stop = min([stop, *(i for i in breaks if i > at)])
-    before = "".join(tokens[start:at]).replace("\n", "↵")[-_WIDTH:]
-    after = "".join(tokens[at + 1 : stop]).replace("\n", "↵")[:_WIDTH]
-    return "…" * (start > 0) + before, after + "…" * (stop < len(tokens))
+    before, after = ("".join(part).replace("\n", "↵") for part in (tokens[start:at], tokens[at + 1 : stop]))
+    left, right = start > 0 or len(before) > width, stop < len(tokens) or len(after) > width
+    return "…" * left + before[-width:], after[:width] + "…" * right
 
 
 def _joined(grids: Sequence[Grid]) -> Grid:
@@ -153,7 +153,9 @@ def _sums(grid: Grid, row: int, run: Sequence[int]) -> str:
 def _small(values: Sequence[float], end: float) -> str:
     most = max((abs(value) for value in values), default=0.0)
     return (
-        f"all below {percent(_QUIET, 1.0)} of the scale" if most < _QUIET * end else f"at most {percent(most, end)} of the scale"
+        f"all below {percent(_QUIET, 1.0)} of the scale"
+        if most < _QUIET * end
+        else f"at most {percent(most, end)} of the scale"
     )
 
 
