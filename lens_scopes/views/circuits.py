@@ -71,8 +71,8 @@ def colored_tokens_multi(
     """Tokens in a line, with a choice of rows to colour them by.
 
     The component keeps the bounds of the row shown first, so every row is divided by its own scale's end, which stands
-    in its name. ``skip_first``: a first token that exceeds all others threefold does not set the scale. ``ends``: of the
-    rows' scales, where these are known.
+    in its name. ``skip_first``: a first token that exceeds all others threefold does not set the scale. ``ends``: of
+    the rows' scales, where these are known.
     """
     full = [markup.bound([line]) for line in values]
     rest = [markup.bound([line], skip_first=skip_first) for line in values]

@@ -93,7 +93,7 @@ def _explained(grid: Grid, part: range) -> str:
         return _marked([(at, f"▲ {text}")], len(part), line=False)
     width = 100 * (at + 1) / len(part)
     cell = f"{_SMALL};padding:0;opacity:.75;text-align:right"
-    return f'<div style="width:{width:.4g}%"><div style="{cell}">{text} ▲</div></div>'
+    return f'<div style="width:{width:.6g}%"><div style="{cell}">{text} ▲</div></div>'
 
 
 def _lines(grid: Grid, part: range) -> str:
@@ -109,10 +109,10 @@ def _lines(grid: Grid, part: range) -> str:
 def _marked(marks: Sequence[tuple[int, str]], size: int, line: bool = True) -> str:
     """Words at columns: each begins at its own and ends before the next."""
     cell = f"{_SMALL};opacity:.75" + (";border-left:1px solid #9e9e9e;padding:0 0 0 2px" if line else ";padding:0")
-    lead = f'<td style="padding:0;width:{100 * marks[0][0] / size:.4g}%"></td>' if marks[0][0] else ""
+    lead = f'<td style="padding:0;width:{100 * marks[0][0] / size:.6g}%"></td>' if marks[0][0] else ""
     ends = [*(i for i, _ in marks[1:]), size]
     cells = "".join(
-        f'<td style="{cell};width:{100 * (end - i) / size:.4g}%">{markup.prose(text)}</td>'
+        f'<td style="{cell};width:{100 * (end - i) / size:.6g}%">{markup.prose(text)}</td>'
         for (i, text), end in zip(marks, ends, strict=True)
     )
     row = f'<tr style="background:none">{lead}{cells}</tr>'
