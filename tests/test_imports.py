@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lens_scopes"
 #: From the ground up. A file imports from strictly lower levels only, inside folders too. "scopes" is the folder's
 #: __init__, "" what users import.
 LEVELS = (
+<<<<<<< HEAD
     ("sites", "results/given", "host/undo", "host/fitness"),
     ("results/older", "results/labelled", "results/provenance", "scopes/prediction"),
     ("results/carriers", "results/files", "scopes/state", "host/local", "host/model", "views/markup"),
@@ -29,6 +30,23 @@ LEVELS = (
     ),
     ("scopes/direction", "scopes/entropy", "scopes/fisher", "scopes/metric", "scopes/semantic", "scopes/temperature"),
     ("scopes", "results", "views", "views/scores", "views/flow"),
+=======
+    ("sites", "results/older", "results/labelled", "results/provenance", "views/pixels"),
+    ("results/files", "scopes/state", "host/model", "views/markup"),
+    ("results/scores", "results/flow", "scopes/protocol", "views/cells", "views/circuits"),
+    (
+        "scopes/direction",
+        "scopes/entropy",
+        "scopes/fisher",
+        "scopes/metric",
+        "scopes/semantic",
+        "scopes/temperature",
+        "views/grids",
+    ),
+    ("scopes", "results", "views", "views/maps"),
+    ("views/long",),
+    ("views/scores", "views/flow"),
+>>>>>>> work-e
     ("views/choosing", "views/explorer"),
     ("views/show", "views/report", "plot/points"),
     ("plot", "plot/with_matplotlib", "plot/with_plotly"),

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from lens_scopes.results.provenance import UNITS, Units
-from lens_scopes.views import markup
+from lens_scopes.views import cells, markup
 
 First = Literal["show", "hide", "share"]
 
@@ -31,6 +31,10 @@ class Grid:
     title: str = ""
     positions: tuple[int, ...] = ()
     """Where the columns are tokens of a prompt: their positions."""
+    explained: tuple[int, ...] = ()
+    """Where it is known: of each row, the position whose prediction it is about."""
+    breaks: tuple[int, ...] = ()
+    """The columns before which tokens of the prompt are left out."""
     largest: float = 1.0
     """The end of the colour scale."""
     ends: tuple[float, ...] = ()
@@ -41,6 +45,11 @@ class Grid:
     def is_strip(self) -> bool:
         """Whether it is one line of tokens."""
         return bool(self.positions) and len(self.rows) == 1
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the tokens are too many for a table: ``long`` draws such a prompt."""
+        return len(self.positions) > cells.MOST_COLUMNS
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -72,10 +81,9 @@ class Grid:
         """The table as a fragment of static HTML, without its legend."""
         head = markup.heading(self.title) if self.title else ""
         if self.is_strip:
-            return head + markup.strip(self.columns, self.values[0], self.hovers()[0], self.largest)
+            return head + cells.strip(self.columns, self.values[0], self.hovers()[0], self.largest)
         ends = self.ends or (self.largest,) * len(self.rows)
-        what = "tokens" if self.positions else "columns"
-        return head + markup.table(self.columns, self.labels, self.values, self.hovers(), ends, what)
+        return head + cells.table(self.columns, self.labels, self.values, self.hovers(), ends)
 
     def legend(self) -> str:
         """The colour scale with its numbers."""
@@ -102,49 +110,95 @@ def on_one_scale(grids: Sequence[Grid], first: First = "show", by_row: bool = Fa
             where it exceeds the others threefold, ends the scale at the others; "hide" leaves it out; "share" leaves
             it out and says in each row's name which share of the row's sum of magnitudes it had.
         by_row: rows may have scales of their own, as layers do: the stream grows, and scores shrink with it, so that
-            one scale would leave all but the first white. They get them where their ends differ threefold.
+            one scale would leave all but the first white. They get them where their ends differ threefold. Rows of a
+            long prompt always have them, and there the position explained may be off its row's scale as position 0
+            may.
 
     Returns:
-        The tables with ``largest`` (or ``ends``) and ``note`` filled in.
+        The tables with ``largest`` (or ``ends``) and ``note`` filled in. Several single lines of a long prompt come
+        back as the rows of one table.
 
     Raises:
         ValueError: another word for ``first``.
 
     """
     check_first(first)
+    if len(grids) > 1 and all(grid.is_long and len(grid.rows) == 1 for grid in grids):
+        grids = [_stacked(grids)]
     if first != "show":
         grids = [_without_first(grid, share=first == "share") for grid in grids]
-    by_row = by_row and any(len(grid.rows) > 1 for grid in grids)  # a strip has no name to say its end
-    if by_row and len(own := {end for grid in grids for end, _ in _ends(grid)}) > 1:
-        floor = _ROUNDING * max(own)
-        if max(own) > _SINK * max(min(own), floor):
-            return [_by_row(grid, floor) for grid in grids]
-    full = max((markup.bound(grid.values) for grid in grids), default=1.0)
-    sinks = [grid.positions[:1] == (0,) and len(grid.columns) > 1 for grid in grids]
-    rest = max((markup.bound(g.values, skip_first=sink) for g, sink in zip(grids, sinks, strict=True)), default=1.0)
-    clipped = full > _SINK * rest
-    note = f"position 0 reaches {markup.number(full)}, off this scale" if clipped else ""
-    largest = rest if clipped else full
+    long = any(grid.is_long for grid in grids)
+    own = [end for grid in grids for end, _ in _ends(grid)]
+    floor = _ROUNDING * max(own, default=0.0)
+    by_row = (by_row and len(set(own)) > 1 and max(own) > _SINK * max(min(own), floor)) or long
+    if by_row and any(len(grid.rows) > 1 for grid in grids):  # a strip has no name to say its end
+        return [_by_row(grid, floor) for grid in grids]
+    if long:
+        largest = max(own) or 1.0
+        note = _off(grids, "this scale")
+    else:
+        full = max((markup.bound(grid.values) for grid in grids), default=1.0)
+        sinks = [grid.positions[:1] == (0,) and len(grid.columns) > 1 for grid in grids]
+        rest = max((markup.bound(g.values, skip_first=sink) for g, sink in zip(grids, sinks, strict=True)), default=1.0)
+        clipped = full > _SINK * rest
+        note = f"position 0 reaches {markup.number(full)}, off this scale" if clipped else ""
+        largest = rest if clipped else full
     return [replace(grid, largest=largest, note="; ".join(filter(None, (grid.note, note)))) for grid in grids]
 
 
-def _ends(grid: Grid) -> list[tuple[float, bool]]:
-    """The end of each row's own scale, and whether position 0 is off it; 0 for a row without a number above 0."""
+def _stacked(grids: Sequence[Grid]) -> Grid:
+    """Lines of tokens as the rows of one table, where each has a scale of its own."""
+    return replace(
+        grids[0],
+        values=[line for grid in grids for line in grid.values],
+        rows=tuple(f"{grid.title} {row}".strip() for grid in grids for row in grid.rows),
+        explained=tuple(position for grid in grids for position in grid.explained),
+        title="",
+    )
+
+
+def _ends(grid: Grid) -> list[tuple[float, list[int]]]:
+    """The end of each row's own scale, and the columns off it; 0 for a row without a number above 0."""
     found = []
-    for line in grid.values:
+    for row, line in enumerate(grid.values):
         sizes = [abs(v) if math.isfinite(v) else 0.0 for v in line]
-        full, rest = max(sizes, default=0.0), max(sizes[1:], default=0.0)
-        sink = grid.positions[:1] == (0,) and 0 < _SINK * rest < full
-        found.append((rest if sink else full, sink))
+        apart = _apart(grid, row)
+        rest = max((size for i, size in enumerate(sizes) if i not in apart), default=0.0)
+        off = [i for i in apart if sizes[i] > _SINK * rest and rest > _ROUNDING * sizes[i]]
+        found.append((max((size for i, size in enumerate(sizes) if i not in off), default=0.0), off))
     return found
 
 
+def _apart(grid: Grid, row: int) -> list[int]:
+    """The columns that do not set a row's scale where they exceed the others by far: position 0, the one explained."""
+    sink = [0] if grid.positions[:1] == (0,) and len(grid.columns) > 1 else []
+    explained = column_explained(grid, row) if grid.is_long else None
+    return sink if explained is None or explained in sink else [*sink, explained]
+
+
+def column_explained(grid: Grid, row: int) -> int | None:
+    """The column of the position that a row is about; None where it is not known or not there."""
+    if not grid.explained or grid.explained[row] not in grid.positions:
+        return None
+    return grid.positions.index(grid.explained[row])
+
+
 def _by_row(grid: Grid, floor: float) -> Grid:
-    ends = _ends(grid)
-    off = [markup.bound([line]) for line, (_, sink) in zip(grid.values, ends, strict=True) if sink]
-    note = f"position 0 reaches {markup.number(max(off))}, off its row's scale" if off else ""
-    kept = tuple(max(end, floor) for end, _ in ends)
+    kept = tuple(max(end, floor) or 1.0 for end, _ in _ends(grid))
+    note = _off([grid], "its row's scale")
     return replace(grid, ends=kept, note="; ".join(filter(None, (grid.note, note))))
+
+
+def _off(grids: Sequence[Grid], what: str) -> str:
+    """What is off the scale, in words."""
+    first, explained = [], []
+    for grid in grids:
+        for line, (_, off) in zip(grid.values, _ends(grid), strict=True):
+            for i in off:
+                (explained if grid.positions[i] else first).append(abs(line[i]))
+    parts = [("position 0", first), ("the position explained", explained)]
+    said = [f"{name} reaches {markup.number(max(sizes))}" for name, sizes in parts if sizes]
+    return f"{' and '.join(said)}, off {what}" if said else ""
 
 
 def check_first(first: str) -> None:
