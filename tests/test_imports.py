@@ -15,8 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lens_scopes"
 #: From the ground up. A file imports from strictly lower levels only, inside folders too. "scopes" is the folder's
 #: __init__, "" what users import.
 LEVELS = (
-<<<<<<< HEAD
-    ("sites", "results/given", "host/undo", "host/fitness"),
+    ("sites", "results/given", "host/undo", "host/fitness", "views/pixels"),
     ("results/older", "results/labelled", "results/provenance", "scopes/prediction"),
     ("results/carriers", "results/files", "scopes/state", "host/local", "host/model", "views/markup"),
     (
@@ -25,15 +24,9 @@ LEVELS = (
         "scopes/protocol",
         "scopes/factor",
         "host/hooked",
-        "views/grids",
+        "views/cells",
         "views/circuits",
     ),
-    ("scopes/direction", "scopes/entropy", "scopes/fisher", "scopes/metric", "scopes/semantic", "scopes/temperature"),
-    ("scopes", "results", "views", "views/scores", "views/flow"),
-=======
-    ("sites", "results/older", "results/labelled", "results/provenance", "views/pixels"),
-    ("results/files", "scopes/state", "host/model", "views/markup"),
-    ("results/scores", "results/flow", "scopes/protocol", "views/cells", "views/circuits"),
     (
         "scopes/direction",
         "scopes/entropy",
@@ -46,7 +39,6 @@ LEVELS = (
     ("scopes", "results", "views", "views/maps"),
     ("views/long",),
     ("views/scores", "views/flow"),
->>>>>>> work-e
     ("views/choosing", "views/explorer"),
     ("views/show", "views/report", "plot/points"),
     ("plot", "plot/with_matplotlib", "plot/with_plotly"),
