@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lens_scopes"
 #: From the ground up. A file imports from strictly lower levels only, inside folders too. "scopes" is the folder's
 #: __init__, "" what users import.
 LEVELS = (
-    ("sites", "results/given", "host/undo"),
+    ("sites", "results/given", "host/undo", "host/dropout"),
     ("results/older", "results/labelled", "results/provenance", "scopes/prediction"),
     ("results/files", "scopes/state", "host/model", "views/markup"),
     ("results/scores", "results/flow", "scopes/protocol", "scopes/factor", "views/grids", "views/circuits"),

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lens_scopes import sites as names
+from lens_scopes.host.dropout import refuse_dropout
 from lens_scopes.host.undo import undone
 
 #: A hook name and what is called there: (activation, hook=...) -> activation, or None to leave it.
@@ -251,13 +252,7 @@ class Host:
             RuntimeError: the model is in train mode and has dropout.
 
         """
-        for module in self.model.modules():
-            for name, p in _dice(module) if module.training else ():
-                msg = (
-                    f"the model is in train mode with dropout {p} ({name} of {type(module).__name__}): every pass "
-                    "would differ; call model.eval() first"
-                )
-                raise RuntimeError(msg)
+        refuse_dropout(self.model)
 
     def refuse_inference(self) -> None:
         """Nothing can be differentiated through tensors that were made under inference_mode.
@@ -322,23 +317,6 @@ def take_out(module: nn.Module, hooks: Sequence[Callable]) -> None:
         inside = [function, *(cell.cell_contents for cell in getattr(function, "__closure__", None) or ())]
         if any(one is hook for one in inside for hook in hooks):
             del module._forward_hooks[key]
-
-
-def _dice(module: nn.Module) -> Iterator[tuple[str, float]]:
-    """What a module draws at random in train mode: modules of that kind, and probabilities for functions of it.
-
-    Hugging Face keeps the second on the module (OPT: dropout, layerdrop), or reads its configuration (Falcon).
-    """
-    if "drop" in type(module).__name__.lower():
-        yield from _above_zero({"p": getattr(module, "p", 0.0)})
-    written = vars(getattr(module, "config", None) or object) if hasattr(module, "config") else {}
-    heads = ("summary_", "classifier_")  # of models that are not language models
-    named = {**{key: p for key, p in written.items() if not key.startswith(heads)}, **vars(module)}
-    yield from _above_zero({key: p for key, p in named.items() if "drop" in key or "jitter" in key})
-
-
-def _above_zero(numbers: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    yield from ((key, p) for key, p in numbers.items() if isinstance(p, int | float) and not isinstance(p, bool) and p)
 
 
 def _is_anothers(handle: Any) -> bool:
