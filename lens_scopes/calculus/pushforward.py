@@ -183,7 +183,7 @@ class _StillWeights(TorchFunctionMode):
 
     def _once(self, layer: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
         """The layer's output; lanes come first, alone or together with positions."""
-        if self.lanes == 1 or value.shape[0] % self.lanes:
+        if self.lanes == 1 or not value.numel() or value.shape[0] % self.lanes:
             return layer(value)
         by_lane = value.unflatten(0, (self.lanes, -1))
         if not torch.equal(by_lane, by_lane[:1].expand_as(by_lane)):
