@@ -24,6 +24,7 @@ _FOLD, _MANY, _KEPT = 40, 600, 8
 _AROUND = 4
 _MOST_ROWS, _MOST_STEPS = 100, 40
 _EACH = 3
+_ROUND = "padding:1px 2px;border-radius:3px"
 _STEPS = "▁▂▃▄▅▆▇█"
 
 
@@ -115,7 +116,7 @@ def _runs(count: int, loud: set[int], breaks: Sequence[int]) -> Iterator[list[in
 def _box(grid: Grid, row: int, i: int) -> str:
     background, ink = markup.colour(grid.values[row][i], grid.ends[row])
     hover = f"{grid.rows[row]} {grid.columns[i]!r} at {grid.positions[i]}: {number(grid.values[row][i])}".strip()
-    style = f"background:{background};color:{ink};padding:1px 2px;border-radius:3px"
+    style = f"background:{background};color:{ink};{_ROUND}"
     ends = "\n" * grid.columns[i].count("\n")
     return f'<bdi style="{style}" title="{markup.escaped(hover)}">{markup.token(grid.columns[i])}</bdi>{ends}'
 
@@ -127,19 +128,16 @@ def _plain(grid: Grid, row: int, run: Sequence[int]) -> str:
     inner = run[_KEPT:-_KEPT]
     summary = f'<summary style="cursor:pointer;font-size:85%;opacity:.75">… {_sums(grid, row, inner)} …</summary>'
     style = "display:inline-block;vertical-align:top;margin:0 4px"
-    folded = f'<details style="{style}">{summary}{_isolated(grid, inner)}</details>'
+    folded = f'<details style="{style}">{summary}{_prose(grid, inner)}</details>'
     return _words(grid, row, run[:_KEPT]) + folded + _words(grid, row, run[-_KEPT:])
 
 
 def _words(grid: Grid, row: int, run: Sequence[int]) -> str:
-    return _isolated(grid, run, f' title="{_sums(grid, row, run)}"')
+    return f'<span title="{_sums(grid, row, run)}">{_prose(grid, run)}</span>'
 
 
-def _isolated(grid: Grid, run: Sequence[int], attributes: str = "") -> str:
-    """Text beside which others keep their place; of several lines each has the direction of its own first letter."""
-    text = markup.escaped("".join(grid.columns[i] for i in run))
-    lines = ' style="unicode-bidi:plaintext"' if "\n" in text else ""
-    return f"<bdi{attributes}{lines}>{text}</bdi>"
+def _prose(grid: Grid, run: Sequence[int]) -> str:
+    return markup.prose("".join(grid.columns[i] for i in run))
 
 
 def _sums(grid: Grid, row: int, run: Sequence[int]) -> str:
@@ -182,14 +180,10 @@ def _top(grid: Grid, row: int) -> str:
 
 def _context(grid: Grid, row: int, i: int) -> str:
     before, after = around(grid.columns, i, grid.breaks)
-    style = 'style="white-space:pre;font-family:ui-monospace,monospace'
-    quiet = f'<bdi {style};opacity:.6">'
     background, ink = markup.colour(grid.values[row][i], grid.ends[row])
-    box = f'<bdi {style};background:{background};color:{ink};padding:0 2px;border-radius:3px">'
-    return (
-        f"{quiet}{markup.escaped(before)}</bdi>{box}{markup.token(grid.columns[i])}</bdi>"
-        f"{quiet}{markup.escaped(after)}</bdi>"
-    )
+    box = f'<bdi style="background:{background};color:{ink};{_ROUND}">{markup.token(grid.columns[i])}</bdi>'
+    style = "white-space:pre;font-family:ui-monospace,monospace"
+    return f'<span style="{style}">{markup.prose(before)}{box}{markup.prose(after)}</span>'
 
 
 def _steps(shares: Sequence[float]) -> str:
