@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 from lens_scopes.calculus.memory import memory_budget
 from lens_scopes.flow import flow
-from lens_scopes.host import load
+from lens_scopes.host import generate, join, load
 from lens_scopes.jacobian import Jacobian, jacobian
 from lens_scopes.results.flow import Flow
 from lens_scopes.results.scores import Scores
+from lens_scopes.results.text import Text
 from lens_scopes.scopes import Direction, Entropy, Fisher, Metric, Semantic, Temperature
 from lens_scopes.scopes.state import Cotangents, FinalState
 from lens_scopes.score import score, score_batch
@@ -33,10 +34,13 @@ __all__ = [
     "Semantic",
     "Shown",
     "Temperature",
+    "Text",
     "demo",
     "evaluate",
     "flow",
+    "generate",
     "jacobian",
+    "join",
     "load",
     "memory_budget",
     "patching",

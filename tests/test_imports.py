@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lens_scopes"
 #: __init__, "" what users import.
 LEVELS = (
     ("sites", "results/given", "host/undo", "host/fitness", "views/pixels"),
-    ("results/older", "results/labelled", "results/provenance", "scopes/prediction"),
+    ("results/older", "results/labelled", "results/provenance", "results/text", "scopes/prediction"),
     ("results/carriers", "results/files", "scopes/state", "host/local", "host/model", "views/markup"),
     (
         "results/scores",
@@ -43,8 +43,8 @@ LEVELS = (
     ("views/show", "views/report", "plot/points"),
     ("plot", "plot/with_matplotlib", "plot/with_plotly"),
     ("host/capture", "host/fingerprint", "host/loading", "host/prompts"),
-    ("host/readout", "host/axes", "host/starting"),
-    ("host/freeze",),
+    ("host/readout", "host/axes", "host/joining", "host/starting"),
+    ("host/freeze", "host/generating"),
     ("host",),
     ("calculus", "calculus/finite", "calculus/subspace"),
     ("calculus/trace",),
