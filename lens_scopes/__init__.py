@@ -10,7 +10,7 @@ from lens_scopes.jacobian import Jacobian, jacobian
 from lens_scopes.results.flow import Flow
 from lens_scopes.results.scores import Scores
 from lens_scopes.results.text import Text
-from lens_scopes.scopes import Direction, Entropy, Fisher, Metric, Semantic, Temperature
+from lens_scopes.scopes import Continuation, Direction, Entropy, Fisher, Metric, Semantic, Temperature
 from lens_scopes.scopes.state import Cotangents, FinalState
 from lens_scopes.score import score, score_batch
 from lens_scopes.views.report import report
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Continuation",
     "Cotangents",
     "Direction",
     "Entropy",

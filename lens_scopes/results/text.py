@@ -1,4 +1,4 @@
-"""Text: a prompt whose parts have names, as ``generate`` and ``join`` make it; what the spans' names mean as positions."""
+"""Text: a prompt whose parts have names, as ``generate`` and ``join`` make it; what the names mean as positions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
