@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,8 @@ import lens_scopes as ls
 from lens_scopes.commands import bench, tables
 from lens_scopes.commands.terminal import (
     Backend,
+    Continued,
+    Generated,
     Model,
     Passes,
     Prompt,
@@ -32,6 +35,7 @@ from lens_scopes.commands.terminal import (
     say,
     say_where,
     scope_of,
+    text_of,
 )
 from lens_scopes.results import files
 from lens_scopes.results.provenance import plain, scope_text, versions
@@ -69,7 +73,9 @@ def score(
     prompt: Prompt,
     model: Model = None,
     backend: WhichBackend = Backend.auto,
-    scope: Scope = "semantic",
+    continuation: Continued = None,
+    generate: Generated = None,
+    scope: Scope = None,
     target: Target = None,
     versus: Versus = None,
     passes: Passes = None,
@@ -80,7 +86,12 @@ def score(
             help="embed, resid_post, attn_out, z, ... or hook names, by commas. (default: embed and all layers)"
         ),
     ] = None,
-    position: Annotated[str, typer.Option(help="Whose next token: an index, several by commas, or 'all'.")] = "-1",
+    position: Annotated[
+        str, typer.Option(help="Whose next token: an index, several by commas, 'all', 'prompt' or 'completion'.")
+    ] = "-1",
+    reduce: Annotated[
+        str | None, typer.Option(help="'sum': the total over the positions; or from so many backward passes.")
+    ] = None,
     along: Annotated[str | None, typer.Option(help="'activation': signed gradient x activation, not norms.")] = None,
     aggregate: Annotated[str | None, typer.Option(help="'word': join tokens to words.")] = None,
     html_path: Annotated[Path | None, typer.Option("--html", help="Write a page that needs nothing else.")] = None,
@@ -89,23 +100,26 @@ def score(
 ) -> None:
     """Score the tokens of a PROMPT and print a table, or write the scores to files."""
     with one_line_errors("score"):
-        recipe = scope_of(scope, target, versus, passes, rank)
+        goes_on = continuation is not None or generate is not None
+        recipe = scope_of(scope or ("continuation" if goes_on else None), target, versus, passes, rank)
         with quiet():
             loaded = model_of(model, backend)
+            text = text_of(loaded, prompt, continuation, generate)
             scores = ls.score(
                 loaded,
-                prompt,
+                text,
                 recipe,
-                position=_positions(position, "all", "--position"),
+                position=_positions(position, ("all", *getattr(text, "spans", ())), "--position"),
                 sites=None if sites is None else [name.strip() for name in sites.split(",")],
                 along=along,  # type: ignore[arg-type] - score says what it knows
+                reduce=reduce if reduce is None or reduce == "sum" else integer(reduce, "--reduce", "sum"),  # type: ignore[arg-type]
             )
         if aggregate is not None:
             scores = scores.aggregate(aggregate)
         if save_path is not None:
             scores.save(save_path)
         if html_path is not None:
-            files.write(html_path, markup.page(f"{scope_text(scores.meta)}: {prompt}", scores._repr_html_()))
+            files.write(html_path, markup.page(f"{scope_text(scores.meta)}: {text}", scores._repr_html_()))
         if json_path is not None:
             _write_json(scores, json_path)
         if save_path is html_path is json_path is None:
@@ -120,7 +134,9 @@ def flow(
     prompt: Prompt,
     model: Model = None,
     backend: WhichBackend = Backend.auto,
-    scope: Scope = "semantic",
+    continuation: Continued = None,
+    generate: Generated = None,
+    scope: Scope = None,
     target: Target = None,
     versus: Versus = None,
     passes: Passes = None,
@@ -140,11 +156,13 @@ def flow(
 ) -> None:
     """Split the scores of a PROMPT over heads, MLPs and positions, and print what adds up and what carries most."""
     with one_line_errors("flow"):
-        recipe = scope_of(scope, target, versus, passes, rank)
+        goes_on = continuation is not None or generate is not None
+        recipe = scope_of(scope or ("continuation" if goes_on else None), target, versus, passes, rank)
         with quiet():
             loaded = model_of(model, backend)
             rows = sources if sources in (None, "each") else [_position_or_token(part) for part in sources.split(",")]
-            found = ls.flow(loaded, prompt, recipe, position=position, sources=rows, edges=edges)
+            text = text_of(loaded, prompt, continuation, generate)
+            found = ls.flow(loaded, text, recipe, position=position, sources=rows, edges=edges)
             orders, routes = found.orders(), found.paths(paths, budget=max(48, paths)) if paths else None
         if save_path is not None:
             found.save(save_path)
@@ -193,10 +211,10 @@ def main() -> None:
     app()
 
 
-def _positions(text: str, word: str, option: str) -> Any:
-    if text == word:
-        return word
-    numbers = [integer(part, option, word) for part in text.split(",")]
+def _positions(text: str, words: Sequence[str], option: str) -> Any:
+    if text in words:
+        return text
+    numbers = [integer(part, option, words[0]) for part in text.split(",")]
     return numbers if "," in text else numbers[0]
 
 

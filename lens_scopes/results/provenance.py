@@ -78,16 +78,24 @@ class Meta(TypedDict, total=False):
     """The positions of special tokens (BOS, a chat template's headers)."""
     own_bos: bool
     """Whether the prompt was a string that begins with the BOS as text: then it has that one, and not another."""
+    spans: dict[str, list[int]]
+    """By name, [start, stop] of the spans that the prompt came with."""
     scope: ScopeData
     """What was explained."""
     position: int | list[int]
-    """The position explained, or the list that was asked for."""
+    """The position explained, or the list that was asked for or explained as one."""
     positions: list[int]
     """The positions explained, always as a list; parallel to targets, predictions and notes."""
     targets: list[Target | None]
     """By position, the token explained; None for scopes that are not about a token."""
     predictions: list[list[Token]]
     """By position, the model's first choices."""
+    value: float
+    """What a scope that spans positions measures on this text: Σ log p of a continuation."""
+    reduce: Literal["sum"]
+    """Whether the positions explained were summed, in squared units."""
+    passes: int
+    """How many backward passes that sum took."""
     freeze: list[str]
     """The parts of the model that were held constant."""
     along: Literal["activation", "tensor"] | None
@@ -130,7 +138,7 @@ class Meta(TypedDict, total=False):
     """What positions were joined to."""
     joined_tokens: list[str]
     """The text of every token of the prompt before they were joined."""
-    spans: list[list[int]]
+    joined: list[list[int]]
     """The positions of each joined entry."""
     together: bool
     """Flow: whether all sources share one row."""

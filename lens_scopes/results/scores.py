@@ -135,7 +135,7 @@ class Scores:
         """Tokens joined to words: root-sum-square for norms, sum for squared and signed units.
 
         Words are runs between blanks in the prompt's own text, found by character offsets; a special token is a word of
-        its own. The "pos" axis keeps the first position of each word, ``meta["spans"]`` all of them.
+        its own. The "pos" axis keeps the first position of each word, ``meta["joined"]`` all of them.
 
         Raises:
             ValueError: another unit than "word", scores without a pos axis, or tokens that are joined already.
@@ -169,7 +169,7 @@ class Scores:
             meta=self.meta
             | {
                 "aggregated": by,
-                "spans": [[self.coords["pos"][i] for i in span] for span in spans],
+                "joined": [[self.coords["pos"][i] for i in span] for span in spans],
                 "joined_tokens": list(self.tokens),
             },
             probes=None if self.probes is None else join(self.probes, axis + 1),
