@@ -38,14 +38,11 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
 
     At each place (site, position) the activation is moved by ±h along the direction u that the pulled-back cotangents
     g_i say is the strongest, and along a random one; the change δy of the final state, measured, gives Σ w_i⟨v_i, δy⟩²,
-<<<<<<< HEAD
     predicted as Σ w_i⟨g_i, u⟩². Nothing of the backward pass enters the measurement. The steps are 0.5 to 0.03 % of the
     activation's length, and others where those disagree; a bend that all of these are past looks like a wrong gradient.
-=======
-    predicted as Σ w_i⟨g_i, u⟩². Nothing of the backward pass enters the measurement. Where several positions are
-    explained as one, or summed, δy is measured at all of them; an estimated sum is checked with the signs it drew. Of
-    a matrix of positions the first is checked: ``scores.sel(target_pos=p).check(model)`` checks another.
->>>>>>> work-g
+    Where several positions are explained as one, or summed, δy is measured at all of them; an estimated sum is checked
+    with the signs it drew. Of a matrix of positions the first is checked: ``scores.sel(target_pos=p).check(model)``
+    checks another.
 
     Args:
         scores: what ``score`` returned, whole or loaded from a file.
@@ -278,14 +275,9 @@ def _changes(
         variants = [[move.by(sign * step)] for move in some for step in steps for sign in (1, -1)]
         found: dict[int, Tensor] = {}
         for rows, last, inner in kept.run(variants, output):
-<<<<<<< HEAD
             with torch.no_grad():
-                y = final_norm(kept.host, last[:, position]) if inner is None else inner[:, position]
+                y = final_norm(kept.host, last[:, where]) if inner is None else inner[:, where]
             found |= zip(rows, y.double(), strict=True)
-=======
-            y = final_norm(kept.host, last[:, where]) if inner is None else inner[:, where]
-            found |= zip(rows, y.detach().double(), strict=True)
->>>>>>> work-g
         every = torch.stack([found[row] for row in range(len(variants))])
         return list(every.unflatten(0, (len(some), len(steps), 2)))
 
