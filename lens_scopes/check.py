@@ -21,6 +21,7 @@ from lens_scopes.host.undo import guarded
 from lens_scopes.results.flow import Flow
 from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope, cotangents_at, scope_from, site_of
+from lens_scopes.scopes.state import Cotangents
 from lens_scopes.score import Options, answer
 from lens_scopes.sites import EMBED, FINAL, HEADS, STREAM, layer_of
 

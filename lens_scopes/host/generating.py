@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.host.capture import run_to_last_residual
+from lens_scopes.host.fitness import refuse_dropout
 from lens_scopes.host.joining import extended
 from lens_scopes.host.model import Host
 from lens_scopes.host.prompts import Prompt, encode
@@ -51,7 +52,7 @@ def generate(
 
     """
     host = Host(model)
-    host.refuse_dropout()
+    refuse_dropout(host.model)
     before = encode(host, prompt).tolist()
     most, seed = integer(max_new_tokens, "max_new_tokens", 1), integer(seed, "generate's seed")
     if not temperature >= 0:
