@@ -175,7 +175,24 @@ def _top(grid: Grid, row: int) -> str:
     held = percent(total([line[i] for i in top]), whole[row])
     where = f" of {grid.rows[row]}" if several or grid.rows[row] else ""
     said = f"the {len(top)} largest of {len(line)} tokens{where}: {held} of the row's sum of magnitudes"
-    return markup.heading(said) + markup.numbers(columns, rows, words, "token")
+    return markup.heading(said) + _list(columns, rows, "token", words)
+
+
+def _list(columns: Sequence[str], rows: Sequence[Sequence[str]], what: str, words: Sequence[str]) -> str:
+    """Numbers in columns, and a last column of HTML; what cells have in common is said once, as lists are long."""
+    cell, last = "padding:1px 5px", "padding:1px 5px;text-align:left"
+    head = "".join(f'<th style="{cell}">{markup.escaped(name)}</th>' for name in columns)
+    body = "".join(
+        f'<tr style="background:none"><th style="{cell};font-weight:normal">{markup.prose(first)}</th>'
+        + "".join(f'<td style="{cell}">{markup.prose(text)}</td>' for text in rest)
+        + f'<td style="{last}">{word}</td></tr>'
+        for (first, *rest), word in zip(rows, words, strict=True)
+    )
+    style = "border-collapse:collapse;width:auto;margin:0;font-size:12px;text-align:right;white-space:nowrap"
+    return (
+        f'<div style="overflow-x:auto"><table style="{style}"><thead><tr style="background:none">{head}'
+        f'<th style="{last}">{what}</th></tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def _context(grid: Grid, row: int, i: int) -> str:
@@ -212,4 +229,4 @@ def _each_row(grid: Grid) -> str:
     left = len(grid.rows) - len(rows)
     more = markup.remark(f"{left} more rows; select some with sel(...)") if left else ""
     shares = "row by row; in parentheses shares of the row's sum of magnitudes"
-    return markup.heading(shares) + markup.numbers(columns, rows, words, "largest others") + more
+    return markup.heading(shares) + _list(columns, rows, "largest others", words) + more
