@@ -355,7 +355,7 @@ def test_an_open_target_that_cannot_be_aimed_says_so():
 
     function.target = None
     for scope in (function, Closed()):
-        with pytest.raises(TypeError, match="has an open target, .* write a dataclass with target"):
+        with pytest.raises(TypeError, match=r"has an open target, .* write a dataclass with target"):
             aimed(scope, 9)
         assert scope.target is None
 
