@@ -33,6 +33,7 @@ from lens_scopes.commands.terminal import (
     one_line_errors,
     quiet,
     say,
+    say_as_it_can,
     say_where,
     scope_of,
     text_of,
@@ -208,6 +209,7 @@ def main() -> None:
     """The entry point of the console script."""
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    say_as_it_can()  # the help too
     app()
 
 

@@ -121,10 +121,15 @@ _READ: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def say(*parts: Any) -> None:
-    """Print to stdout: text as it is, tables to the width of the terminal; what its encoding lacks, by other signs."""
+def say_as_it_can() -> None:
+    """What stdout's encoding lacks is written by other signs, and not an error."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=_SAID)
+
+
+def say(*parts: Any) -> None:
+    """Print to stdout: text as it is, tables to the width of the terminal; what its encoding lacks, by other signs."""
+    say_as_it_can()
     console = Console(soft_wrap=False, highlight=False)
     # Without a terminal there is no width to fit: a log or a pipe gets whole lines.
     if not console.is_terminal:
