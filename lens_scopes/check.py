@@ -43,7 +43,13 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
         "stored_error": the largest difference between stored and recomputed
         scores at the places, relative to the largest score (None where the scores were selected, summed or joined).
 
+    Raises:
+        ValueError: a difference of two results, or a scope that cannot be remade and is not given.
+
     """
+    if "difference" in scores.meta:
+        msg = "a difference cannot be checked by itself: check both of its sides"
+        raise ValueError(msg)
     host = Host(model)
     scope = scope if scope is not None else scope_from(scores.meta["scope"])
     tokens = torch.tensor(scores.meta["token_ids"], device=host.device)[None]

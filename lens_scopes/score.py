@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -15,7 +15,7 @@ from lens_scopes.calculus.memory import prompts_at_once
 from lens_scopes.calculus.pullback import Rows
 from lens_scopes.calculus.reduction import combined, reduced, units_of
 from lens_scopes.calculus.trace import Trace, trace
-from lens_scopes.host import Host, encode, token_texts
+from lens_scopes.host import Host, encode, roles_of, token_texts
 from lens_scopes.host.prompts import Positions, Prompt, positions_of
 from lens_scopes.results.provenance import Units
 from lens_scopes.results.scores import Scores
@@ -120,7 +120,7 @@ def score_batch(
         for members in (group[start : start + size] for start in range(0, len(group), size)):
             tokens = torch.stack([encoded[i] for i in members])
             found.update(zip(members, _together(host, tokens, [each[i] for i in members], asked), strict=True))
-    return [found[i] for i in range(len(prompts))]
+    return [_with_roles(host, prompt, found[i]) for i, prompt in enumerate(prompts)]
 
 
 @dataclass(frozen=True)
@@ -179,6 +179,12 @@ def _labelled(
     if not asked.several:
         values, probes, dims, labels = values[0], None if probes is None else probes[:, 0], dims[1:], labels[1:]
     return Scores(values, dims, dict(zip(dims, labels, strict=True)), texts, meta, probes)
+
+
+def _with_roles(host: Host, prompt: Prompt, scores: Scores) -> Scores:
+    """Of a chat, the tokens of each message go into ``meta``."""
+    roles = roles_of(host, prompt)
+    return scores if roles is None else replace(scores, meta=scores.meta | {"roles": roles})
 
 
 def _directions(run: Trace, asked: _Asked) -> list[Tensor] | None:

@@ -121,7 +121,7 @@ def test_words_can_be_joined():
         (["--position", "99"], "outside the prompt"),
         (["--position", "last"], "not a number"),
         (["--sites", "nowhere"], "has no site"),
-        (["--aggregate", "sentence"], "knows 'word'"),
+        (["--aggregate", "paragraph"], "knows 'word'"),
         (["--scope", "fisher", "--target", "a"], "--target"),
         (["--scope", "temperature", "--rank", "3"], "--rank"),
         (["--scope", "fisher", "--rank", "3", "--passes", "4"], "one of them"),

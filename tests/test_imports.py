@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lens_scopes"
 #: __init__, "" what users import.
 LEVELS = (
     ("sites", "results/older", "results/labelled", "results/provenance"),
-    ("results/files", "scopes/state", "host/model", "views/markup"),
+    ("results/difference", "results/files", "results/spans", "scopes/state", "host/model", "views/markup"),
     ("results/scores", "results/flow", "scopes/protocol", "views/grids", "views/circuits"),
     ("scopes/direction", "scopes/entropy", "scopes/fisher", "scopes/metric", "scopes/semantic", "scopes/temperature"),
     ("scopes", "results", "views", "views/scores", "views/flow"),
@@ -24,7 +24,7 @@ LEVELS = (
     ("views/show", "views/report", "plot/points"),
     ("plot", "plot/with_matplotlib", "plot/with_plotly"),
     ("host/capture", "host/loading", "host/patching", "host/prompts"),
-    ("host/readout",),
+    ("host/readout", "host/roles"),
     ("host/freeze",),
     ("host",),
     ("calculus", "calculus/trace"),

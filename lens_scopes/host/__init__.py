@@ -9,6 +9,7 @@ from lens_scopes.host.loading import load
 from lens_scopes.host.model import Host
 from lens_scopes.host.prompts import encode, special_ids, token_id, token_texts, twin_of
 from lens_scopes.host.readout import Readout, read_out
+from lens_scopes.host.roles import roles_of
 
 __all__ = [
     "Host",
@@ -16,6 +17,7 @@ __all__ = [
     "encode",
     "load",
     "read_out",
+    "roles_of",
     "run_to_last_residual",
     "special_ids",
     "token_id",

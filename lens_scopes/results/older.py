@@ -1,6 +1,6 @@
 """Files of earlier schemas, brought up to the present one when they are read.
 
-Schema 1 (version 0.1.0) kept the scope as text, and of a target its id and text alone.
+Schema 1 (version 0.1.0) kept the scope as text, of a target its id and text alone, and joined positions as "spans".
 """
 
 import ast
@@ -23,6 +23,8 @@ def _meta(meta: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(meta)
     if isinstance(meta.get("scope"), str):
         found["scope"] = {**_scope(meta["scope"]), "text": meta["scope"]}
+    if "aggregated" in meta:  # "spans" has become the name of those that a prompt comes with
+        found["joined"] = found.pop("spans")
     if "targets" in meta:
         found["targets"] = [_target(one) for one in meta["targets"]]
     return found
