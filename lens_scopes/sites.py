@@ -77,6 +77,12 @@ def layer_of(name: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
+def label_of(name: str) -> str:
+    """A site in short: "embed", "3 resid_post"."""
+    layer, kind = layer_of(name), name.rsplit("hook_", 1)[-1]
+    return kind if layer is None else f"{layer} {kind}"
+
+
 def depth(name: str, n_layers: int) -> tuple[int, int]:
     """A sort key: sites in the order in which the forward pass reaches them."""
     if name == FINAL:

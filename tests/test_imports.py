@@ -17,9 +17,19 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lens_scopes"
 LEVELS = (
     ("sites", "results/older", "results/labelled", "results/provenance"),
     ("results/difference", "results/files", "results/spans", "scopes/state", "host/model", "views/markup"),
-    ("results/scores", "results/flow", "scopes/protocol", "views/grids", "views/circuits"),
+    (
+        "results/scores",
+        "results/flow",
+        "results/profiles",
+        "scopes/protocol",
+        "views/grids",
+        "views/circuits",
+        "views/naming",
+    ),
+    ("results/averages",),
     ("scopes/direction", "scopes/entropy", "scopes/fisher", "scopes/metric", "scopes/semantic", "scopes/temperature"),
-    ("scopes", "results", "views", "views/scores", "views/flow"),
+    ("scopes", "results", "views", "views/profiles", "views/scores", "views/flow"),
+    ("views/together",),
     ("views/choosing", "views/explorer"),
     ("views/show", "views/report", "plot/points"),
     ("plot", "plot/with_matplotlib", "plot/with_plotly"),
@@ -63,6 +73,7 @@ LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 DELEGATIONS = {
     *(("results/scores", upper) for upper in ("check", "plot", "views/scores", "views/show")),
     *(("results/flow", upper) for upper in ("check", "plot", "views/flow", "views/show")),
+    *(("results/profiles", upper) for upper in ("plot", "views/profiles")),
 }
 #: The front door's doors: the namespaces that ``lens_scopes.__getattr__`` opens on first use.
 NAMESPACES = {("", "demo")}

@@ -1,11 +1,25 @@
-"""What a scatter shows, whichever library draws it."""
+"""What a scatter and a profile show, whichever library draws them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lens_scopes.results.profiles import Profile
+
 #: From the first group to the last: told apart with any colour vision, and seen on white.
 GROUPS = ("#440154", "#3b528b", "#21918c", "#5ec962")
 _MOST_NAMED = 14
+BAND = "± 1 standard error"
+# Where labels have no order there may be many: those with the largest means are drawn.
+_MOST_LABELS = 40
+
+
+def shown_of(found: Profile) -> tuple[list[str], list[float], list[float]]:
+    """The labels that a picture of a profile has room for, their means and their errors (0 where there is none)."""
+    order = range(len(found.labels))
+    if not found.ordered and len(order) > _MOST_LABELS:
+        order = found.mean.abs().argsort(descending=True, stable=True)[:_MOST_LABELS].tolist()
+    errors = found.stderr.nan_to_num(nan=0.0).tolist()
+    return [found.labels[i] for i in order], found.mean[list(order)].tolist(), [errors[i] for i in order]
 
 
 @dataclass(frozen=True)

@@ -40,23 +40,25 @@ def flow_views(flow: "Flow") -> tuple[str, ...]:
 
 def flow_grids(flow: "Flow", view: str, first: First = "show") -> list[Grid]:
     """One view as a labelled table on its own colour scale; none for "edges", which has more than two axes."""
+    return on_one_scale(flow_tables(flow, view, first), first)
+
+
+def flow_tables(flow: "Flow", view: str, first: First = "show") -> list[Grid]:
+    """The same before there is a scale."""
     check_first(first)
     if view == "tokens":
         positions, columns = flow.sources, tuple(flow.tokens[i] for i in flow.sources)
         unit = "share of the source's total" if flow.units == "share" else f"score ({UNITS[flow.units]})"
-        return on_one_scale(
-            [Grid([flow.total.tolist()], ("",), columns, unit, title="score of each source", positions=positions)],
-            first,
-        )
+        return [Grid([flow.total.tolist()], ("",), columns, unit, title="score of each source", positions=positions)]
     rows, note = _sources(flow, first)
     whole = float(flow.total[rows].double().sum())
     if view == "heads":
         branches = torch.cat([flow.heads, flow.mlps[..., None]], -1)[rows].double().sum(0)
         past = _shares(flow.skip[rows].double().sum(0), whole)
-        return on_one_scale([_heads(flow, _shares(branches, whole), past, note, first)])
+        return [_heads(flow, _shares(branches, whole), past, note, first)]
     if view == "stream":
         stream = flow.stream[rows].double().sum(0)
-        return on_one_scale([_stream(flow, _shares(stream, whole), note)], first)
+        return [_stream(flow, _shares(stream, whole), note)]
     return []
 
 

@@ -28,6 +28,8 @@ class Grid:
     title: str = ""
     positions: tuple[int, ...] = ()
     """Where the columns are tokens of a prompt: their positions."""
+    alone: bool = True
+    """Whether a column at position 0 is that token alone, and not a span that begins there."""
     largest: float = 1.0
     """The end of the colour scale."""
     ends: tuple[float, ...] = ()
@@ -38,6 +40,11 @@ class Grid:
     def is_strip(self) -> bool:
         """Whether it is one line of tokens."""
         return bool(self.positions) and len(self.rows) == 1
+
+    @property
+    def has_first(self) -> bool:
+        """Whether the first column is position 0, which often swallows everything, beside others."""
+        return self.positions[:1] == (0,) and self.alone and len(self.columns) > 1
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -88,7 +95,8 @@ def on_one_scale(grids: Sequence[Grid], first: First = "show", by_row: bool = Fa
             where it exceeds the others threefold, ends the scale at the others; "hide" leaves it out; "share" leaves
             it out and says in each row's name which share of the row's sum of magnitudes it had.
         by_row: rows may have scales of their own, as layers do: the stream grows, and scores shrink with it, so that
-            one scale would leave all but the first white. They get them where their ends differ threefold.
+            one scale would leave all but the first white. They get them where their ends differ threefold. Rows of one
+            name have one scale in all tables.
 
     Returns:
         The tables with ``largest`` (or ``ends``) and ``note`` filled in.
@@ -98,39 +106,41 @@ def on_one_scale(grids: Sequence[Grid], first: First = "show", by_row: bool = Fa
 
     """
     check_first(first)
+    names = [grid.rows for grid in grids]
     if first != "show":
         grids = [_without_first(grid, share=first == "share") for grid in grids]
-    by_row = by_row and any(len(grid.rows) > 1 for grid in grids)  # a strip has no name to say its end
-    if by_row and len(own := {end for grid in grids for end, _ in _ends(grid)}) > 1:
-        floor = _ROUNDING * max(own)
-        if max(own) > _SINK * max(min(own), floor):
-            return [_by_row(grid, floor) for grid in grids]
+    by_row = by_row and all(len(grid.rows) > 1 for grid in grids)  # a strip has no name to say its end
+    own = _ends(grids, names) if by_row else {}
+    if len(set(own.values())) > 1:
+        floor = _ROUNDING * max(own.values())
+        if max(own.values()) > _SINK * max(min(own.values()), floor):
+            ends = {name: max(end, floor) for name, end in own.items()}
+            return [_by_row(grid, [ends[name] for name in rows]) for grid, rows in zip(grids, names, strict=True)]
     full = max((markup.bound(grid.values) for grid in grids), default=1.0)
-    sinks = [grid.positions[:1] == (0,) and len(grid.columns) > 1 for grid in grids]
-    rest = max((markup.bound(g.values, skip_first=sink) for g, sink in zip(grids, sinks, strict=True)), default=1.0)
+    rest = max((markup.bound(grid.values, skip_first=grid.has_first) for grid in grids), default=1.0)
     clipped = full > _SINK * rest
     note = f"position 0 reaches {markup.number(full)}, off this scale" if clipped else ""
     largest = rest if clipped else full
     return [replace(grid, largest=largest, note="; ".join(filter(None, (grid.note, note)))) for grid in grids]
 
 
-def _ends(grid: Grid) -> list[tuple[float, bool]]:
-    """The end of each row's own scale, and whether position 0 is off it; 0 for a row without a number above 0."""
-    found = []
-    for line in grid.values:
-        sizes = [abs(v) if math.isfinite(v) else 0.0 for v in line]
-        full, rest = max(sizes, default=0.0), max(sizes[1:], default=0.0)
-        sink = grid.positions[:1] == (0,) and 0 < _SINK * rest < full
-        found.append((rest if sink else full, sink))
-    return found
+def _ends(grids: Sequence[Grid], names: Sequence[tuple[str, ...]]) -> dict[str, float]:
+    """By name, the end of the scale that the rows of that name share; 0 where none has a number above 0."""
+    full: dict[str, float] = {}
+    rest: dict[str, float] = {}
+    for grid, rows in zip(grids, names, strict=True):
+        for name, line in zip(rows, grid.values, strict=True):
+            sizes = [abs(v) if math.isfinite(v) else 0.0 for v in line]
+            full[name] = max(full.get(name, 0.0), *sizes, 0.0)
+            rest[name] = max(rest.get(name, 0.0), *sizes[int(grid.has_first) :], 0.0)
+    return {name: rest[name] if 0 < _SINK * rest[name] < full[name] else full[name] for name in full}
 
 
-def _by_row(grid: Grid, floor: float) -> Grid:
-    ends = _ends(grid)
-    off = [markup.bound([line]) for line, (_, sink) in zip(grid.values, ends, strict=True) if sink]
+def _by_row(grid: Grid, ends: Sequence[float]) -> Grid:
+    firsts = [abs(line[0]) for line in grid.values] if grid.has_first else [0.0] * len(ends)
+    off = [size for size, end in zip(firsts, ends, strict=True) if end < size < math.inf]
     note = f"position 0 reaches {markup.number(max(off))}, off its row's scale" if off else ""
-    kept = tuple(max(end, floor) for end, _ in ends)
-    return replace(grid, ends=kept, note="; ".join(filter(None, (grid.note, note))))
+    return replace(grid, ends=tuple(ends), note="; ".join(filter(None, (grid.note, note))))
 
 
 def check_first(first: str) -> None:
@@ -151,8 +161,9 @@ def percent(part: float, whole: float) -> str:
 
 
 def _without_first(grid: Grid, share: bool) -> Grid:
-    if grid.positions[:1] != (0,) or len(grid.columns) < 2:
-        return grid
+    if not grid.has_first:
+        stays = "position 0 is part of the first column and stays" if grid.positions[:1] == (0,) else ""
+        return replace(grid, note="; ".join(filter(None, (grid.note, stays))))
     rows, notes = grid.rows, ["position 0 is left out"]
     if share:
         sums = [sum(abs(v) for v in line if math.isfinite(v)) for line in grid.values]

@@ -245,10 +245,10 @@ def scatter(x: Sequence[float], y: Sequence[float], names: Sequence[str], size: 
     return f'<table style="{frame}"><tbody>{"".join(body)}</tbody></table><div style="width:270px">{remark(said)}</div>'
 
 
-def beside(left: str, right: str) -> str:
-    """Two parts side by side where there is room, one below the other where there is not."""
-    box = '<div style="display:inline-block;vertical-align:top;margin-right:24px">'
-    return f"{box}{left}</div>{box}{right}</div>"
+def beside(*parts: str) -> str:
+    """Parts side by side where there is room, one below the other where there is not."""
+    box = '<div style="display:inline-block;vertical-align:top;margin-right:24px;max-width:100%">'
+    return "".join(f"{box}{part}</div>" for part in parts)
 
 
 def predictions(meta: Mapping[str, Any], most: int = 3) -> str:

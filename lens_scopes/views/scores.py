@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lens_scopes.results.provenance import UNITS, scope_text, tokens_of
-from lens_scopes.sites import EMBED, layer_of
+from lens_scopes.results.provenance import lengths, tokens_of, unit_text
+from lens_scopes.sites import EMBED, label_of
 from lens_scopes.views import markup
 from lens_scopes.views.grids import First, Grid, on_one_scale
+from lens_scopes.views.naming import title_of
 
 if TYPE_CHECKING:
     from lens_scopes.results.scores import Scores
@@ -32,32 +33,35 @@ def scores_views(scores: "Scores") -> tuple[str, ...]:
 
 def scores_grids(scores: "Scores", view: str, first: First = "show") -> list[Grid]:
     """One view as labelled tables on one colour scale."""
+    return on_one_scale(scores_tables(scores, view), first, by_row=view == "layers")
+
+
+def scores_tables(scores: "Scores", view: str) -> list[Grid]:
+    """The same before there is a scale."""
     note = ""
     if view == "tokens":
         scores, note = _one_line(scores)
-    positions = scores.coords["pos"]
-    grids = [
+    columns, said = _columns(scores)
+    joined = scores.meta.get("joined", [[0]])
+    return [
         Grid(
             values=values.tolist(),
             rows=rows,
-            columns=scores.tokens,
-            unit=f"score ({UNITS[scores.units]})",
+            columns=columns,
+            unit=f"score ({unit_text(scores.meta)})",
             signed=scores.units == "signed",
             title=name,
-            positions=positions,
-            note=note,
+            positions=scores.coords["pos"],
+            alone=len(joined[0]) == 1,
+            note="; ".join(filter(None, (note, said))),
         )
         for name, rows, values in _slices(scores)
     ]
-    return on_one_scale(grids, first, by_row=view == "layers")
 
 
 def scores_title(scores: "Scores") -> str:
     """What was asked of which model; of effects of patches, whether they were predicted or measured."""
-    along = scores.meta.get("along") if "patching" not in scores.meta else None
-    times = {"activation": " × activation", "tensor": " × direction"}.get(along or "", "")
-    asked = f"{scope_text(scores.meta)}{times} on {scores.meta.get('model', 'a model')}"
-    return f"{scores.meta['patching']} effects of patches: {asked}" if "patching" in scores.meta else asked
+    return title_of(scores.meta)
 
 
 def scores_html(scores: "Scores", view: str | None = None, first: First = "show") -> str:
@@ -84,6 +88,25 @@ def scores_body(scores: "Scores", view: str | None = None, first: First = "show"
     note = "; ".join(filter(None, (grids[0].note, more)))
     drawn = "".join(grid.html() for grid in grids[:_MOST_TABLES])
     return drawn + grids[0].legend() + (markup.remark(note) if note else "")
+
+
+def _columns(scores: "Scores") -> tuple[tuple[str, ...], str]:
+    """What stands over each position: its token, or what was joined with its number of tokens; and a note on those."""
+    meta = scores.meta
+    counts = lengths(meta)
+    if not counts:
+        return scores.tokens, ""
+    # In front, because long names are cut.
+    many = tuple(text if n == "1" else f"{n}× {text.strip(' ')}" for text, n in zip(scores.tokens, counts, strict=True))
+    notes = ["×: of so many tokens" if many != scores.tokens else ""]
+    left = len(meta.get("texts", ())) - sum(map(len, meta["joined"]))
+    notes.append(f"{left} of {len(meta['texts'])} tokens are in no span" if left > 0 else "")
+    astride = meta.get("straddling", ())
+    at = ", ".join(f"{markup.named(meta['texts'][i])} at {i}" for i in astride[:3]) + (
+        ", …" if len(astride) > 3 else ""
+    )
+    notes.append(f"partly outside of its span: {at}" if astride else "")
+    return many, "; ".join(filter(None, notes))
 
 
 def _one_line(scores: "Scores") -> tuple["Scores", str]:
@@ -122,7 +145,7 @@ def _slices(scores: "Scores") -> list[tuple[str, tuple[str, ...], Tensor]]:
 
 def _largest(scores: "Scores") -> str:
     """Where there is too much to draw: the largest scores as a list."""
-    flat = scores.values.flatten()
+    flat, (columns, _) = scores.values.flatten(), _columns(scores)
     finite = flat.abs().nan_to_num(nan=-1.0)
     rows = []
     for i in finite.topk(min(_LISTED, len(flat))).indices.tolist():
@@ -132,7 +155,7 @@ def _largest(scores: "Scores") -> str:
             labels[dim] = (at, scores.coords[dim][at])
         at, position = labels.pop("pos")
         where = " ".join(label_text(dim, label) for dim, (_, label) in reversed(labels.items()))
-        rows.append((str(position), markup.visible(scores.tokens[at]), where, markup.number(float(flat[i]))))
+        rows.append((str(position), markup.visible(columns[at]), where, markup.number(float(flat[i]))))
     return markup.heading(f"the {len(rows)} largest") + markup.numbers(("position", "token", "where", "score"), rows)
 
 
@@ -152,8 +175,7 @@ def _next_tokens(scores: "Scores") -> dict[int, str]:
 def label_text(dim: str, label: Any, about: Mapping[int, str] = MappingProxyType({})) -> str:
     """A label of an axis in words; a target position with the token that is explained there."""
     if dim == "site":
-        layer, kind = layer_of(str(label)), str(label).rsplit("hook_", 1)[-1]
-        return kind if layer is None else f"{layer} {kind}"
+        return label_of(str(label))
     if dim == "target_pos":
         return f"target {label}" + (f": {about[label]}" if label in about else "")
     return f"{dim} {label}"
