@@ -64,7 +64,7 @@ LEVELS = (
     ("demo",),
     ("demo/pointing", "demo/train"),
     ("demo/evaluate",),
-    ("commands", "commands/tables", "commands/terminal"),
+    ("commands", "commands/prompts", "commands/tables", "commands/terminal"),
     ("commands/bench",),
     ("commands/main",),
 )

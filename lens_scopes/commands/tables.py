@@ -12,6 +12,7 @@ from lens_scopes.results.provenance import UNITS, scope_text, tokens_of
 from lens_scopes.results.scores import Scores
 from lens_scopes.sites import EMBED
 from lens_scopes.views import markup
+from lens_scopes.views.scores import columns_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +34,8 @@ def of_scores(scores: Scores) -> Iterable[Any]:
         yield from _one_position(scores.sel(target_pos=position) if several else scores)
     if len(wanted) > _MOST_TABLES:
         yield f"({len(wanted) - _MOST_TABLES} more positions: --html, --json or --save have them)"
+    if note := columns_of(scores)[1]:
+        yield f"({note})"
 
 
 def _one_position(scores: Scores) -> Iterable[Any]:
@@ -47,7 +50,7 @@ def _one_position(scores: Scores) -> Iterable[Any]:
         yield from (columns[0][0], _bars(columns[0][1]))
         return
     table = _table(*(name for name, _ in columns[:_MOST_COLUMNS]))
-    for i, token in enumerate(scores.tokens):
+    for i, token in enumerate(columns_of(scores)[0]):
         numbers = (markup.number(float(part.values[i])) for _, part in columns[:_MOST_COLUMNS])
         table.add_row(str(scores.coords["pos"][i]), Text(markup.visible(token)), *numbers)
     yield table
@@ -128,7 +131,7 @@ def _bars(scores: Scores) -> Table:
     stderr = scores.stderr
     table = _table("score", *(() if stderr is None else ("± stderr",)))
     table.add_column("")
-    for i, token in enumerate(scores.tokens):
+    for i, token in enumerate(columns_of(scores)[0]):
         error = [] if stderr is None else [markup.number(float(stderr[i]))]
         row = [
             str(scores.coords["pos"][i]),

@@ -40,6 +40,7 @@ WhichBackend = Annotated[
 ]
 
 Prompt = Annotated[str, typer.Argument(help="The text whose next token is explained.")]
+PromptOrFile = Annotated[str | None, typer.Argument(help="The text whose next token is explained. (or: --prompts)")]
 #: The scopes that need no argument can be written on a command line.
 Scope = Annotated[str, typer.Option(metavar=f"[{'|'.join(writable())}]", help="What is explained.")]
 Target = Annotated[str | None, typer.Option(help="semantic: a token, or #id. (default: what the model predicts)")]

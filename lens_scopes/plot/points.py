@@ -1,5 +1,6 @@
 """What a scatter and a profile show, whichever library draws them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,12 +15,25 @@ _MOST_LABELS = 40
 
 
 def shown_of(found: Profile) -> tuple[list[str], list[float], list[float]]:
-    """The labels that a picture of a profile has room for, their means and their errors (0 where there is none)."""
-    order = range(len(found.labels))
+    """The labels that a picture of a profile has room for, their means and their errors (NaN where there is none).
+
+    Spans have their mean number of tokens in front.
+    """
+    names = list(found.labels)
+    if found.lengths is not None:
+        names = [f"{n:.3g}× {name}" for n, name in zip(found.lengths, names, strict=True)]
+    order = list(range(len(names)))
     if not found.ordered and len(order) > _MOST_LABELS:
         order = found.mean.abs().argsort(descending=True, stable=True)[:_MOST_LABELS].tolist()
-    errors = found.stderr.nan_to_num(nan=0.0).tolist()
-    return [found.labels[i] for i in order], found.mean[list(order)].tolist(), [errors[i] for i in order]
+    return [names[i] for i in order], found.mean[order].tolist(), found.stderr[order].tolist()
+
+
+def said_of(found: Profile, labels: Sequence[str], errors: Sequence[float]) -> str:
+    """What the labels are, how many are not drawn, and what it means that there is no error."""
+    left = len(found.labels) - len(labels)
+    notes = [found.axis, f"{left} with smaller means are left out" if left else ""]
+    notes.append("no error: only one prompt has it" if any(math.isnan(one) for one in errors) else "")
+    return "; ".join(filter(None, notes))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from matplotlib.colors import BoundaryNorm, Colormap, LinearSegmentedColormap, N
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from lens_scopes.plot.points import BAND, GROUPS, Points, shown_of
+from lens_scopes.plot.points import BAND, GROUPS, Points, said_of, shown_of
 from lens_scopes.results.profiles import Profile
 from lens_scopes.views import markup
 from lens_scopes.views.circuits import NEGATIVE, POSITIVE
@@ -94,7 +94,7 @@ def profile(found: Profile, title: str, own: Axes | None = None) -> Any:
     every = max(1, math.ceil(len(labels) / _MOST_TICKS))
     names = [markup.visible(label) for label in labels[::every]]
     drawn.set_xticks(list(at)[::every], names, rotation=90, fontsize=8, parse_math=False)
-    drawn.set_xlabel(found.axis, fontsize=9)
+    drawn.set_xlabel(said_of(found, labels, errors), fontsize=9)
     drawn.set_ylabel(found.unit, fontsize=9)
     drawn.set_title(_plain(title), fontsize=10, loc="left", wrap=True, parse_math=False)
     drawn.legend(frameon=False, fontsize=8)

@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lens_scopes.plot.points import BAND, GROUPS, Points, shown_of
+from lens_scopes.plot.points import BAND, GROUPS, Points, said_of, shown_of
 from lens_scopes.results.profiles import Profile
 from lens_scopes.views import markup
 from lens_scopes.views.circuits import NEGATIVE, POSITIVE
@@ -111,10 +111,11 @@ def profile(found: Profile, title: str) -> go.Figure:
     names = [_plain(label, 24) for label in labels]
     figure = go.Figure()
     if found.ordered:
-        low, high = ([m + sign * e for m, e in zip(means, errors, strict=True)] for sign in (-1, 1))
+        known = [i for i in at if math.isfinite(errors[i])]
+        low, high = ([means[i] + sign * errors[i] for i in known] for sign in (-1, 1))
         band = {"fill": "toself", "fillcolor": "rgba({},{},{},0.25)".format(*markup.HIGH), "line": {"width": 0}}
         figure.add_trace(
-            go.Scatter(x=at + at[::-1], y=high + low[::-1], mode="lines", name=BAND, hoverinfo="skip", **band)
+            go.Scatter(x=known + known[::-1], y=high + low[::-1], mode="lines", name=BAND, hoverinfo="skip", **band)
         )
     figure.add_trace(
         go.Scatter(
@@ -130,7 +131,7 @@ def profile(found: Profile, title: str) -> go.Figure:
             name="mean" if found.ordered else f"mean, {BAND}",
         )
     )
-    figure.update_xaxes(tickvals=at, ticktext=names, tickangle=-90, title=_plain(found.axis))
+    figure.update_xaxes(tickvals=at, ticktext=names, tickangle=-90, title=_plain(said_of(found, labels, errors)))
     figure.update_yaxes(title=_plain(found.unit))
     figure.update_layout(title=_plain(title), template="plotly_white")
     return figure

@@ -96,6 +96,10 @@ def _refuse_mixed(results: Sequence[Scores | Flow]) -> None:
         ("scopes", lambda one: _scope(one.meta)),
         *((name, lambda one, name=name: one.meta.get(name)) for name in _ALIKE),
         ("sites", lambda one: one.coords.get("site") if isinstance(one, Scores) else None),
+        (
+            "sources",
+            lambda one: "some tokens" if isinstance(one, Flow) and len(one.sources) < len(one.tokens) else "all",
+        ),
         ("selected sites", lambda one: one.meta.get("selected", {}).get("site")),
     ]
     for what, of in told:

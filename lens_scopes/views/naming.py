@@ -91,7 +91,9 @@ def _joined(meta: _Facts) -> str:
 
 def _position(meta: _Facts) -> str:
     at = meta.get("selected", {}).get("target_pos", meta.get("position"))
-    return f"after position {at}" if isinstance(at, int) else f"after positions {at}"
+    if isinstance(at, int):
+        return "after the last token" if at == len(meta.get("token_ids", ())) - 1 else f"after position {at}"
+    return f"after positions {at}"
 
 
 #: What may tell results apart, in this order.

@@ -41,7 +41,7 @@ def scores_tables(scores: "Scores", view: str) -> list[Grid]:
     note = ""
     if view == "tokens":
         scores, note = _one_line(scores)
-    columns, said = _columns(scores)
+    columns, said = columns_of(scores)
     joined = scores.meta.get("joined", [[0]])
     return [
         Grid(
@@ -90,7 +90,7 @@ def scores_body(scores: "Scores", view: str | None = None, first: First = "show"
     return drawn + grids[0].legend() + (markup.remark(note) if note else "")
 
 
-def _columns(scores: "Scores") -> tuple[tuple[str, ...], str]:
+def columns_of(scores: "Scores") -> tuple[tuple[str, ...], str]:
     """What stands over each position: its token, or what was joined with its number of tokens; and a note on those."""
     meta = scores.meta
     counts = lengths(meta)
@@ -145,7 +145,7 @@ def _slices(scores: "Scores") -> list[tuple[str, tuple[str, ...], Tensor]]:
 
 def _largest(scores: "Scores") -> str:
     """Where there is too much to draw: the largest scores as a list."""
-    flat, (columns, _) = scores.values.flatten(), _columns(scores)
+    flat, (columns, _) = scores.values.flatten(), columns_of(scores)
     finite = flat.abs().nan_to_num(nan=-1.0)
     rows = []
     for i in finite.topk(min(_LISTED, len(flat))).indices.tolist():
