@@ -146,7 +146,8 @@ def _bars(scores: Scores) -> Table:
 def _bar(scores: Scores, i: int, width: int) -> Text:
     """Blocks up to the largest score; position 0, which often swallows everything, may run off the scale."""
     values = [scores.values.tolist()]
-    full, rest = markup.bound(values), markup.bound(values, skip_first=True)
+    alone = len(scores.meta.get("joined", [[0]])[0]) == 1
+    full, rest = markup.bound(values), markup.bound(values, skip_first=alone)
     largest = rest if len(values[0]) > 1 and full > 3 * rest else full
     value = values[0][i]
     blocks = math.floor(width * min(1.0, abs(value) / largest) + 0.5)
