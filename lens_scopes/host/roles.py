@@ -1,6 +1,6 @@
 """Which tokens of a rendered chat belong to which message: by rendering the first i messages, or not at all."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lens_scopes.host.model import Host
 from lens_scopes.host.prompts import Prompt, encode
@@ -27,14 +27,16 @@ def roles_of(host: Host, prompt: Prompt) -> "list[Role] | None":
     tokenizer, whole = host.tokenizer, encode(host, prompt).tolist()
     start = int(bool(whole) and whole[0] == tokenizer.bos_token_id)
     roles: list[Role] = []
-    for i, message in enumerate(prompt, 1):
+    for i, message in enumerate(cast("list[dict[str, str]]", prompt), 1):
         part = _rendered(tokenizer, prompt[:i])
         stop = len(part)
         if stop <= start or whole[:stop] != part or _text(message) not in tokenizer.decode(part[start:]):
             return []
         roles.append({"role": str(message.get("role")), "start": start, "stop": stop})
         start = stop
-    return roles + ([{"role": _AFTER, "start": start, "stop": len(whole)}] if start < len(whole) else [])
+    if start < len(whole):
+        roles.append({"role": _AFTER, "start": start, "stop": len(whole)})
+    return roles
 
 
 def _text(message: dict[str, Any]) -> str:

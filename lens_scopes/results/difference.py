@@ -27,9 +27,9 @@ def refuse_other_labels(a: Side, b: Side) -> None:
     units = [one.get("units", "norm") for one in (meta, other_meta)]
     kinds = [one.get("aggregated") for one in (meta, other_meta)]
     if units[0] != units[1]:
-        found.append(("units", *units))
+        found.append(("units", units[0], units[1]))
     if kinds[0] != kinds[1]:
-        found.append(("joined to", *kinds))
+        found.append(("joined to", kinds[0], kinds[1]))
     if tuple(dims) != tuple(other_dims):
         found.append(("axes", tuple(dims), tuple(other_dims)))
     # Spans are the same if they are called the same: those of another prompt begin elsewhere.

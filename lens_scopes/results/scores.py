@@ -223,7 +223,7 @@ class Scores:
             by_position = dict(zip(self.coords["pos"], found, strict=True))
             numbers = all(one.isdigit() for one in found)
             at = [int(by_position[p]) if numbers else by_position[p] for p in frame.pos]
-            frame.insert(int(frame.columns.get_loc("pos_token")) + 1, "length", at)
+            frame.insert(list(frame.columns).index("pos_token") + 1, "length", at)
         return frame
 
     def to_xarray(self) -> "xr.Dataset":

@@ -58,7 +58,7 @@ def joined(
         raise ValueError(msg)
     special = frozenset(meta.get("special", ()))
     if isinstance(by, Mapping) or chars is not None:
-        return _named(tokens, special, {} if by is None else by, chars or {})
+        return _named(tokens, special, by if isinstance(by, Mapping) else {}, chars or {})
     if by is None or by == "word":
         return _texts("word", tokens, words(tokens, special))
     if by in ("sentence", "line"):

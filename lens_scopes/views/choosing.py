@@ -90,8 +90,8 @@ def grids(result: Any, view: str, first: First = "show") -> list[Grid]:
 def static(result: Any, view: str | None, first: First = "show") -> str:
     """A view without script, with title and prediction; with None the result's own way of showing itself."""
     check_first(first)
-    if isinstance(result, list | tuple) and view is not None:
-        return together_html(result, view, first)
+    if isinstance(result, list | tuple):
+        return together_html(result, choose(result, view) or "", first)
     if isinstance(result, Scores):
         return scores_html(result, view, first)
     return flow_html(result, view, first) if isinstance(result, Flow) else result._repr_html_()
