@@ -19,6 +19,7 @@ from tables import markdown, write
 
 import lens_scopes as ls
 from lens_scopes import evaluate
+from lens_scopes.evaluate.intervals import interval_text
 from lens_scopes.evaluate.protocol import ask
 
 PAGE = Path(__file__).parents[1] / "docs" / "faithfulness.md"
@@ -74,7 +75,11 @@ def tables(model, texts, name):
             i = table.measures.index("aopc")
             difference, (low, high) = table.differences[m, :, i].mean(), table.difference_intervals[:, m, i]
             star = "*" if table.p[m, i] < 0.05 else ""
-            shown = "baseline" if method == table.baseline else f"{difference:+.2f} [{low:+.2f}, {high:+.2f}]{star}"
+            shown = (
+                "baseline"
+                if method == table.baseline
+                else f"{difference:+.2f} {interval_text(float(low), float(high), len(texts), '+.2f')}{star}"
+            )
             cells.append(f"{table.means[m, i]:.2f} ({shown})")
         rows.append([method, *cells])
     full = with_ranks.to_markdown(["0.05", "0.1", "0.2", "loo_rank_%"])

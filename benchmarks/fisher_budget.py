@@ -53,7 +53,7 @@ class Prompt:
 
     def parts(self, made: ls.Cotangents) -> Tensor:
         """What each cotangent contributes to each token, [row, pos]."""
-        rows = made.vectors.double()
+        rows = made.vectors.double() * made.root_weights()[:, None]
         return torch.einsum("ki,tij,kj->kt", rows, self.gram, rows)
 
 

@@ -26,7 +26,7 @@ def state_of(width: int, vocab: int) -> FinalState:
     logits = 2 * weight @ y / y.norm()
     return FinalState(
         y=y, logits=logits, weight=weight, slope=None, tokens=(0,), position=0, index=0, count=1, constant_norm=False,
-        norm_has_bias=False, token_id=int, norm_jacobian=lambda: torch.eye(width),
+        norm_has_bias=False, token_id=int,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Finite differences on the live model: an opinion on scores that shares no derivative with how they were computed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -8,22 +9,28 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.trace import trace
-from lens_scopes.host import Host, run_to_last_residual
+from lens_scopes.calculus.variants import Kept, RowEdit
+from lens_scopes.host import Host
 from lens_scopes.host.readout import final_norm
+from lens_scopes.host.undo import guarded
 from lens_scopes.results.flow import Flow
 from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope, cotangents_of, scope_from, site_of
 from lens_scopes.scopes.state import Cotangents
 from lens_scopes.score import score
-from lens_scopes.sites import EMBED, FINAL, HEADS
+from lens_scopes.sites import EMBED, FINAL, HEADS, STREAM, layer_of
 
 # Steps relative to the length of the activation, each a quarter of the one before: large ones suffer from curvature,
-# small ones from rounding; where neighbours agree best the two are balanced.
-_STEPS = tuple(0.08 / 4**i for i in range(5))
+# small ones from rounding; where neighbours agree best the two are balanced. Real models are curved, so that the small
+# ones come first; the large ones follow where even the best neighbours differ by more than this.
+_LARGE, _SMALL = (0.08, 0.02), (0.005, 0.00125, 0.0003125)
+_AGREE = 1e-3
 
 
+@guarded
 def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, places: int = 4) -> dict[str, Any]:
     """Perturb the largest places on the live model and compare what happens with what the scores say.
 
@@ -40,8 +47,14 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
     Returns:
         "places": a list of dicts with site, pos, head, direction, predicted, measured, error (relative to the score
         there); "max_error": the largest of those errors, NaN where all scores are 0 and nothing can be compared;
-        "stored_error": the largest difference between stored and recomputed
-        scores at the places, relative to the largest score (None where the scores were selected, summed or joined).
+        "stored_error": the largest difference between stored and recomputed scores at the places, relative to the
+        largest score (None where the scores were joined to words, and of products with a direction given as a tensor;
+        a part picked by ``sel`` is compared).
+
+    Raises:
+        ValueError: nothing that finite differences of the model could confirm: effects of patches, sums, scores of a
+            frozen linearisation; scores that do not say how they were obtained, or a scope that ``meta`` does not
+            determine; or see ``score``.
 
     Raises:
         ValueError: a difference of two results, or a scope that cannot be remade and is not given.
@@ -51,41 +64,52 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
         msg = "a difference cannot be checked by itself: check both of its sides"
         raise ValueError(msg)
     host = Host(model)
+    _refuse_unknown(scores.meta, "token_ids", "positions", *(("scope",) if scope is None else ()))
+    _refuse_incomparable(scores)
     scope = scope if scope is not None else scope_from(scores.meta["scope"])
     tokens = torch.tensor(scores.meta["token_ids"], device=host.device)[None]
-    position = scores.meta.get("selected", {}).get("target_pos", scores.meta["positions"][0])
+    # All positions, as they were asked for: a scope may have a target for each.
+    positions = scores.meta["positions"]
+    position = scores.meta.get("selected", {}).get("target_pos", positions[0])
+    index = positions.index(position)
     chosen = _largest(scores, places)
     names = tuple(dict.fromkeys(place["site"] for place in chosen))
     inner = site_of(scope)
-    run = trace(host, tokens, [*names, *({inner} - {FINAL})], [position], scores.meta.get("freeze", ()))
-    made = cotangents_of(scope, run.state(0, 0))
-    rows = Rows.of([[made]])
+    begin = dict.fromkeys(STREAM["resid_pre"].format(layer_of(name) or 0) for name in names)
+    opened = dict.fromkeys([*names, *begin, *({inner} - {FINAL})])
+    run = trace(host, tokens, list(opened), positions)
+    made = cotangents_of(scope, run.state(0, index))
+    rows = Rows((made.vectors,), ((index,) * len(made.vectors),))
     parts = [{name: found[name][:, 0] for name in names} for _, found in pull_back(run, rows, made.site)]
     gradients = {name: torch.cat([part[name] for part in parts]) for name in names}
     activations = {name: run.sites[name][0].detach() for name in names}
+    kept = Kept(host, tokens[0], {name: run.sites[name].detach() for name in begin})
     del run
-    report, stored = [], []
+    moves, stored = [], []
     for place in chosen:
         at = (place["pos"], place["head"]) if "head" in place else (place["pos"],)
         g = gradients[place["site"]][(slice(None), *at)].double()
-        if place["stored"] is not None and scores.meta.get("along") != "tensor":
-            stored.append(abs(place.pop("stored") - _score(g, made, scores, activations[place["site"]][at])))
+        activation = activations[place["site"]][at]
+        known = place.pop("stored")
+        if known is not None and scores.meta.get("along") != "tensor":
+            stored.append(abs(known - _score(g, made, scores, activation)))
         generator = torch.Generator().manual_seed(0)
         directions = {
             "strongest": torch.linalg.svd(_weighted(g, made), full_matrices=False).Vh[0],
-            "random": torch.randn(g.shape[1], generator=generator, dtype=torch.float64).to(g.device),
+            "random": torch.randn(g.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(g.device),
         }
         for kind, u in directions.items():
-            u = u / u.norm()
-            length = activations[place["site"]][at].double().norm()
-            change = _change(host, tokens, position, made.site, place["site"], at, u, length)
-            predicted = float(_weighted(g, made).matmul(u).norm())
-            measured = float(_weighted(change[None] @ made.vectors.double().T, made, columns=True).norm())
-            # A random direction may hardly be felt: what is wrong there is wrong relative to the score.
-            scale = max(float(_weighted(g, made).norm()), predicted, measured, 1e-30)
-            error = abs(predicted - measured) / scale
-            clean = {key: value for key, value in place.items() if key != "stored"}
-            report.append({**clean, "direction": kind, "predicted": predicted, "measured": measured, "error": error})
+            length = float(activation.detach().double().norm())
+            moves.append(_Move(place | {"direction": kind}, g, at, u / u.norm(), length))
+    report = []
+    for move, change in zip(moves, _changes(kept, position, made.site, moves), strict=True):
+        predicted = float(_weighted(move.g, made).matmul(move.u).norm())
+        refuse_nonfinite(host, tokens, {move.place["site"]: change}, "the finite difference")
+        measured = float(_weighted(change[None] @ made.vectors.double().T, made, columns=True).norm())
+        # A random direction may hardly be felt: what is wrong there is wrong relative to the score.
+        scale = max(float(_weighted(move.g, made).norm()), predicted, measured, 1e-30)
+        error = abs(predicted - measured) / scale
+        report.append({**move.place, "predicted": predicted, "measured": measured, "error": error})
     largest = float(scores.values.abs().max()) or 1.0
     return {
         "places": report,
@@ -94,6 +118,7 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
     }
 
 
+@guarded
 def check_flow(flow: Flow, model: Any, *, scope: Scope | None = None, heads: int = 3) -> dict[str, Any]:
     """Hold a flow against the live model by two ways that it did not take.
 
@@ -107,8 +132,16 @@ def check_flow(flow: Flow, model: Any, *, scope: Scope | None = None, heads: int
         "total_error": the difference between the flow's totals and scores at the embedding, relative; "scores": those
         scores against finite differences (see ``check_scores``); "heads": for the strongest heads, the share from the
         flow and from a backward pass masked to that head alone; "max_error": the largest relative difference of those.
+        "scores" is None for a frozen linearisation, which is not the derivative of what the model computes.
+
+    Raises:
+        ValueError: shares, which have lost their totals; or see ``score``.
 
     """
+    if flow.units == "share":
+        msg = "shares have lost the totals that could be checked; write flow.check(model) before flow.share()"
+        raise ValueError(msg)
+    _refuse_unknown(flow.meta, "token_ids", "freeze", "together", *(("scope",) if scope is None else ()))
     scope = scope if scope is not None else scope_from(flow.meta["scope"])
     at, freeze = flow.position, flow.meta["freeze"]
     scores = score(model, flow.meta["token_ids"], scope, position=at, sites="embed", freeze=freeze)
@@ -122,10 +155,20 @@ def check_flow(flow: Flow, model: Any, *, scope: Scope | None = None, heads: int
     scale = float(flow.total.abs().max()) or 1.0
     return {
         "total_error": abs(float(flow.total.sum() - total)) / scale,
-        "scores": check_scores(scores, model, scope=scope),
+        "scores": None if freeze else check_scores(scores, model, scope=scope),
         "heads": found,
         "max_error": max(abs(row["flow"] - row["masked_backward"]) / scale for row in found),
     }
+
+
+def _refuse_unknown(meta: Mapping[str, Any], *needed: str) -> None:
+    missing = [key for key in needed if key not in meta]
+    if missing:
+        msg = (
+            f"check runs what a result says about itself again, and its meta has no {', '.join(map(repr, missing))}; "
+            "check what score or flow returned, or pass scope=... where the scope alone is missing"
+        )
+        raise ValueError(msg)
 
 
 def _masked_backward(host: Host, flow: Flow, scope: Scope, layer: int, head: int) -> float:
@@ -134,7 +177,7 @@ def _masked_backward(host: Host, flow: Flow, scope: Scope, layer: int, head: int
     tokens = torch.tensor(flow.meta["token_ids"], device=host.device)[None]
     run = trace(host, tokens, [EMBED, z], [flow.position], flow.meta["freeze"])
     made = cotangents_of(scope, run.state(0, 0))
-    weights = torch.ones(len(made.vectors)) if made.weights is None else made.weights
+    weights = torch.ones(len(made.vectors), device="cpu") if made.weights is None else made.weights
     parts = [found for _, found in pull_back(run, Rows.of([[made]]), FINAL)]
     g, at_z = (torch.cat([part[name] for part in parts])[:, 0] for name in (EMBED, z))
     squares = (g.double().square().sum(-1) * weights.double().to(g.device)[:, None]).sum(0)
@@ -151,21 +194,39 @@ def _masked_backward(host: Host, flow: Flow, scope: Scope, layer: int, head: int
     return total
 
 
+def _refuse_incomparable(scores: Scores) -> None:
+    """Refuse what is no derivative of the model at single places."""
+    meta = scores.meta
+    if "patching" in meta or "positions" not in meta or "targets" not in meta:
+        msg = (
+            f"check compares what score(...) returned, and {scores!r} holds {meta.get('patching', 'other')} effects; "
+            "patching.compare(predicted, measured) holds predictions against patches"
+        )
+    elif meta.get("summed"):
+        msg = f"check perturbs single places, and these scores are sums over {', '.join(meta['summed'])}; check before"
+    elif meta.get("freeze"):
+        msg = (
+            f"scores with freeze={list(meta['freeze'])} are not the derivative of what the model computes, so finite "
+            "differences of the model cannot confirm them; check the scores without freeze"
+        )
+    else:
+        return
+    raise ValueError(msg)
+
+
 def _largest(scores: Scores, places: int) -> list[dict[str, Any]]:
     """The places with the largest scores at the first position explained, as site, pos(, head) and stored value."""
     values = scores.values
-    whole = not any(key in scores.meta for key in ("summed", "aggregated"))
+    whole = "aggregated" not in scores.meta
     if "target_pos" in scores.dims:
         values = values[0]
     selected = scores.meta.get("selected", {})
     dims = [dim for dim in scores.dims if dim != "target_pos"]
     found = []
     for flat in values.abs().flatten().argsort(descending=True)[:places].tolist():
-        index = [int(i) for i in torch.unravel_index(torch.tensor(flat), values.shape)]
+        index = [int(i) for i in torch.unravel_index(torch.tensor(flat, device="cpu"), values.shape)]
         place = dict(selected) | {dim: scores.coords[dim][i] for dim, i in zip(dims, index, strict=True)}
         place = {key: place[key] for key in ("site", "pos", "head") if key in place}
-        place.setdefault("site", "hook_embed")
-        place.setdefault("pos", 0)
         found.append(place | {"stored": float(values[tuple(index)]) if whole else None})
     return found
 
@@ -186,34 +247,65 @@ def _score(g: Float[Tensor, "k d"], made: Cotangents, scores: Scores, activation
     return float(rows.square().sum() if scores.units == "squared" else rows.norm())
 
 
-def _change(
-    host: Host, tokens: Tensor, position: int, output: str, site: str, at: tuple[int, ...], u: Tensor, length: Tensor
-) -> Float[Tensor, " d_model"]:
-    """∂(output at position)/∂(site at ``at``) · u, by central differences, extrapolated from the best pair of steps."""
+def _changes(kept: Kept, position: int, output: str, moves: Sequence["_Move"]) -> list[Float[Tensor, " d_model"]]:
+    """∂(output at position)/∂(site at ``at``) · u of every move, by central differences that run together."""
+    kept = kept.cut(max(position, *(move.at[0] for move in moves)) + 1)
 
-    def moved(by: float) -> Tensor:
-        def edit(activation: Tensor) -> None:
-            activation[(0, *at)] += (by * u).to(activation)
+    def ends(some: Sequence[_Move], steps: Sequence[float]) -> list[Float[Tensor, "step sign d_model"]]:
+        variants = [[move.by(sign * step)] for move in some for step in steps for sign in (1, -1)]
+        found: dict[int, Tensor] = {}
+        for rows, last, inner in kept.run(variants, output):
+            y = final_norm(kept.host, last[:, position]) if inner is None else inner[:, position]
+            found |= zip(rows, y.double(), strict=True)
+        every = torch.stack([found[row] for row in range(len(variants))])
+        return list(every.unflatten(0, (len(some), len(steps), 2)))
 
-        sites = () if output == FINAL else (output,)
-        with torch.no_grad():
-            captured = run_to_last_residual(host, tokens, sites, grad=False, edits={site: edit})
-            if output == FINAL:
-                return final_norm(host, captured.last[0, position]).double()
-            return captured.sites[output][0, position].double()
+    small = ends(moves, _SMALL)
+    slopes = [
+        slope_at_zero(values, [step * move.length for step in _SMALL])
+        for values, move in zip(small, moves, strict=True)
+    ]
+    doubted = [n for n, (_, doubt) in enumerate(slopes) if not doubt <= _AGREE]
+    if doubted:
+        steps = (*_LARGE, *_SMALL)
+        for n, large in zip(doubted, ends([moves[n] for n in doubted], _LARGE), strict=True):
+            slopes[n] = slope_at_zero(torch.cat([large, small[n]]), [step * moves[n].length for step in steps])
+    return [slope for slope, _ in slopes]
 
-    return slope_at_zero(moved, [step * float(length) for step in _STEPS])
+
+@dataclass(frozen=True, eq=False)
+class _Move:
+    """A place, the pulled-back cotangents there, and a direction to move its activation along."""
+
+    place: dict[str, Any]
+    g: Float[Tensor, "k d"]
+    at: tuple[int, ...]
+    u: Float[Tensor, " d"]
+    length: float
+    """Of the activation."""
+
+    def by(self, step: float) -> tuple[str, RowEdit]:
+        """The edit that moves it by a step, in parts of its length."""
+
+        def edit(row: Tensor) -> None:
+            row[self.at] += (step * self.length * self.u).to(row)
+
+        return self.place["site"], edit
 
 
-def slope_at_zero(function: Callable[[float], Float[Tensor, " d"]], steps: Sequence[float]) -> Float[Tensor, " d"]:
+def slope_at_zero(values: Float[Tensor, "step sign d"], steps: Sequence[float]) -> tuple[Float[Tensor, " d"], float]:
     """The derivative at 0, from the central differences of two neighbouring steps that agree best (Richardson 1911).
 
     Args:
-        function: what is differentiated.
+        values: what is differentiated, at every step forwards and backwards.
         steps: falling, each a quarter of the one before.
 
+    Returns:
+        The derivative, and by how much the two differ, of the larger.
+
     """
-    slopes = [(function(step) - function(-step)) / (2 * step) for step in steps]
+    slopes = [(ahead - behind) / (2 * step) for (ahead, behind), step in zip(values, steps, strict=True)]
     far, near = min(pairwise(slopes), key=lambda pair: float((pair[0] - pair[1]).norm()))
+    doubt = float((far - near).norm() / torch.maximum(far.norm(), near.norm()).clamp(min=1e-300))
     # The error of a central difference falls with the square of the step: near is 16 times as close as far.
-    return near + (near - far) / 15
+    return near + (near - far) / 15, doubt

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,8 +20,10 @@ from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.pushforward import Pushed, push_forward
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host, encode, token_texts
-from lens_scopes.host.prompts import Prompt, positions_of
+from lens_scopes.host.prompts import Prompt, one_position, positions_of
+from lens_scopes.host.undo import guarded
 from lens_scopes.results.flow import Flow
+from lens_scopes.results.given import Integer, integer, listed
 from lens_scopes.results.provenance import Meta
 from lens_scopes.scopes.protocol import Scope, cotangents_of, site_of
 from lens_scopes.scopes.state import Cotangents
@@ -29,20 +32,23 @@ from lens_scopes.sites import EMBED, FINAL, STREAM
 if TYPE_CHECKING:
     import pandas as pd
 
-Sources = Literal["each"] | Sequence[int] | None
+Sources = Literal["each"] | str | Integer | Sequence[Integer | str] | Tensor | np.ndarray | None
 
+# Tokens that an error lists.
+_LISTED = 40
 # A violation of the laws inside heads above this share of the total means that the block's form has no such split.
 _NO_SPLIT = {torch.float64: 1e-5, torch.float32: 1e-4}
 # A violation above this share of the total is no rounding: the books do not balance, and are not handed out.
 _BROKEN = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 
+@guarded
 def flow(
     model: Any,
     prompt: Prompt,
     scope: Scope,
     *,
-    position: int = -1,
+    position: Integer = -1,
     sources: Sources = None,
     edges: bool = False,
     freeze: Sequence[str] = (),
@@ -58,7 +64,8 @@ def flow(
         prompt: see ``score``.
         scope: see ``score``; for a scope of several cotangents the ledger sums over them.
         position: the position whose prediction is explained.
-        sources: None: all tokens together, one row; "each": a row per token; a list of positions.
+        sources: None: all tokens together, one row; "each": a row per token; a list of positions, or of tokens by their
+            text where that stands once in the prompt.
         edges: keep value and pattern edges [2, layer, head, query, key], summed over the sources.
         freeze: see ``score``.
 
@@ -66,7 +73,8 @@ def flow(
         The Flow. ``flow.residual`` is the largest violation of any conservation law, from independent parts.
 
     Raises:
-        ValueError: see ``score``; a direction at an inner site; or edges of a model whose heads cannot be split.
+        ValueError: see ``score``; a direction at an inner site; edges of a model whose heads cannot be split; a source
+            by a text that no token of the prompt has, or several.
         IndexError: a position or source outside the prompt.
         RuntimeError: see ``score``; or a conservation law is broken by more than rounding: 1e-6 of the total in
             float64, 1e-3 in float32, 5e-2 in half precision.
@@ -98,8 +106,8 @@ def flow(
     """
     host = Host(model)
     ids = encode(host, prompt)
-    (at,) = positions_of(position, len(ids))
-    wanted = _sources(sources, len(ids))
+    at = one_position(position, len(ids))
+    wanted = _sources(sources, token_texts(host, ids.tolist()))
     books_of = [name for layer in range(host.n_layers) for name in block_sites(host, layer)]
     posts = [STREAM["resid_post"].format(layer) for layer in range(host.n_layers)]
     _refuse_missing(host, books_of)
@@ -108,7 +116,7 @@ def flow(
     if site_of(scope) != FINAL:
         msg = "flow follows influence to the end of the model; for a direction at an inner site use score or jacobian"
         raise ValueError(msg)
-    made = cotangents_of(scope, run.state(0, 0))
+    made, scale = cotangents_of(scope, run.state(0, 0)).scaled()
     books, totals, method = Books(1 if wanted is None else len(wanted), edges), [], ""
     norms = lengths(run, made)
     for chunk, gradients in pull_back(run, Rows.of([[made]]), FINAL):
@@ -120,10 +128,10 @@ def flow(
             pushed = _pushed(run, lanes, d[row][:, source].flatten(0, 1), [*books_of, posts[-1]], edges)
             books.add(pushed.visitor, source)
             method = pushed.method
-    meta = describe(run, 0, [made], scope, freeze)
+    meta = describe(run, 0, [made], scope, freeze, prompt)
     meta |= {"position": at, "units": "squared" if made.squared else "norm", "method": method}
     replay = Replay(weakref.ref(model), ids.tolist(), scope, at, tuple(meta["freeze"]))
-    return _result(run, made, books, torch.cat(totals), wanted, meta, replay)
+    return _result(run, made, scale, books, torch.cat(totals), wanted, meta, replay)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +145,7 @@ class Replay:
     position: int
     freeze: tuple[str, ...]
 
+    @guarded
     def __call__(self, k: int, sources: list[int], beam: int) -> "pd.DataFrame":
         """See ``Flow.paths``.
 
@@ -153,7 +162,9 @@ class Replay:
             raise RuntimeError(msg)
         host = Host(model)
         run = trace(host, torch.tensor([self.ids], device=host.device), path_sites(host), [self.position], self.freeze)
-        return search(run, cotangents_of(self.scope, run.state(0, 0)), sources, k, beam)
+        made, scale = cotangents_of(self.scope, run.state(0, 0)).scaled()
+        found = search(run, made, sources, k, beam)
+        return found.assign(influence=found.influence * scale)
 
     def __deepcopy__(self, memo: object) -> "Replay":
         """A copy in this process still knows the model."""
@@ -168,15 +179,32 @@ def _gone() -> None:
     """The weak reference of a flow that came from another process."""
 
 
-def _sources(sources: Sources, length: int) -> list[int] | None:
+def _sources(sources: Sources, tokens: Sequence[str]) -> list[int] | None:
     if sources is None:
         return None
-    if isinstance(sources, str):
-        if sources != "each":
-            msg = f"sources is None (all together), 'each' or a list of positions, got {sources!r}"
-            raise ValueError(msg)
-        return list(range(length))
-    return list(positions_of(list(sources), length))
+    if isinstance(sources, str) and sources == "each":
+        return list(range(len(tokens)))
+    each = [_position_of(one, tokens) if isinstance(one, str) else one for one in listed(sources)]
+    return list(positions_of([integer(one, _A_SOURCE) for one in each], len(tokens)))
+
+
+_A_SOURCE = "sources is None (all together), 'each' or a list of positions or tokens; a position"
+
+
+def _position_of(text: str, tokens: Sequence[str]) -> int:
+    """Where the token stands that has this text, blanks at its ends aside unless they tell two apart."""
+    there = [i for i, token in enumerate(tokens) if token == text] or [
+        i for i, token in enumerate(tokens) if token.strip() == text.strip()
+    ]
+    if len(there) == 1:
+        return there[0]
+    if there:
+        hint = f"that stands at {', '.join(map(str, there))}: write one of these positions"
+    else:
+        known = ", ".join(f"{i} {token!r}" for i, token in enumerate(tokens[:_LISTED]))
+        hint = f"no token is that; write one of {known}{', ...' if len(tokens) > _LISTED else ''}"
+    msg = f"sources is None (all together), 'each' or a list of positions or tokens, got {text!r}: {hint}"
+    raise ValueError(msg)
 
 
 def _refuse_missing(host: Host, names: Sequence[str]) -> None:
@@ -198,7 +226,8 @@ def _pushed(
 
 
 def _refuse_unbalanced(run: Trace, books: Books, totals: Tensor) -> None:
-    refuse_nonfinite(run, {EMBED: torch.cat([part.flatten() for part in (totals, *books.parts.values())])})
+    every = torch.cat([part.flatten() for part in (totals, *books.parts.values())])
+    refuse_nonfinite(run.host, run.tokens, {EMBED: every})
     if not books.worst <= _BROKEN.get(run.y.dtype, 5e-2):
         msg = (
             f"the books of this flow do not balance: a conservation law is broken by {books.worst:.1e} of the total on "
@@ -211,6 +240,7 @@ def _refuse_unbalanced(run: Trace, books: Books, totals: Tensor) -> None:
 def _result(
     run: Trace,
     made: Cotangents,
+    scale: float,
     books: Books,
     totals: Float[Tensor, "row source"],
     sources: list[int] | None,
@@ -226,8 +256,9 @@ def _result(
             "norm mixes heads, or attention is computed where hooks do not reach; write edges=False"
         )
         raise ValueError(msg)
-    kept = torch.float64 if run.y.dtype == torch.float64 else torch.float32
-    parts = {name: part.to(kept) for name, part in books.parts.items()}
+    kept = torch.float64 if made.squared or run.y.dtype == torch.float64 else torch.float32
+    totals = totals * scale
+    parts = {name: (part * scale).to(kept) for name, part in books.parts.items()}
     return Flow(
         total=totals.sum(0).to(kept),
         heads=parts["heads"],
@@ -235,7 +266,7 @@ def _result(
         skip=parts["skip"],
         stream=parts["stream"],
         composition=parts["composition"] if split else None,
-        edges=None if books.edges is None else books.edges.to(kept),
+        edges=None if books.edges is None else (books.edges.double() * scale).to(kept),
         residual=max(books.worst, books.worst_inside) if split else books.worst,
         tokens=token_texts(run.host, meta["token_ids"]),
         sources=tuple(range(len(meta["token_ids"]))) if sources is None else tuple(sources),

@@ -1,9 +1,10 @@
 """The Jacobian itself: between two places of the stream, as an operator, in dense blocks, by its singular vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,9 +13,12 @@ from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.memory import lanes_at_once, rows_at_once
 from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.pushforward import push_forward
+from lens_scopes.calculus.subspace import largest
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host, encode, token_texts
-from lens_scopes.host.prompts import Prompt, positions_of
+from lens_scopes.host.prompts import Prompt, one_position
+from lens_scopes.host.undo import guarded
+from lens_scopes.results.given import Integer, integer, vector
 from lens_scopes.scopes.state import Cotangents
 from lens_scopes.sites import FINAL, depth
 
@@ -22,21 +26,29 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class Svd(NamedTuple):
-    """The largest singular triplets of J as a matrix [d_out, pos · d_in]: J ≈ Σ_i S_i U_i V_iᵀ."""
+@dataclass(frozen=True, eq=False)
+class Svd:
+    """The largest singular triplets of J as a matrix [d_out, pos · d_in]: J ≈ Σ_i S_i U_i V_iᵀ; ``U, S, V = svd``."""
 
     U: Float[Tensor, "k d_out"]
     S: Float[Tensor, " k"]
     V: Float[Tensor, "k pos d_in"]
+    residual: Float[Tensor, " k"]
+    """How well each is known: ‖J V_i − S_i U_i‖ / S_0."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """U, S and V, as a tuple of torch's has them."""
+        return iter((self.U, self.S, self.V))
 
 
+@guarded
 def jacobian(
     model: Any,
     prompt: Prompt,
     source: str = "embed",
     target: str = FINAL,
     *,
-    position: int = -1,
+    position: Integer = -1,
     freeze: Sequence[str] = (),
 ) -> "Jacobian":
     """J = ∂(target at position)/∂(source at every position), from one forward pass that stays open.
@@ -56,11 +68,11 @@ def jacobian(
     """
     host = Host(model)
     ids = encode(host, prompt)
-    (at,) = positions_of(position, len(ids))
+    at = one_position(position, len(ids))
     asked = [source] if target == FINAL else [source, target]
     names = [host.sites(site) for site in asked]
     if any(len(found.names) != 1 or found.per_head for found in names):
-        msg = f"jacobian goes from one residual-stream site to another, got {source!r} and {target!r}; give hook names"
+        msg = f"jacobian goes from one residual-stream site to another, got {source!r} and {target!r}; write hook names"
         raise ValueError(msg)
     start, end = names[0].names[0], FINAL if target == FINAL else names[1].names[0]
     if depth(start, host.n_layers) >= depth(end, host.n_layers):
@@ -89,7 +101,8 @@ class Jacobian:
         _, pos, d_in = self.run.sites[self.source].shape
         return self.run.output(self.target).shape[-1], pos, d_in
 
-    def vjp(self, cotangents: Float[Tensor, "k d_out"]) -> Float[Tensor, "k pos d_in"]:
+    @guarded
+    def vjp(self, cotangents: Float[Tensor, "k d_out"] | Float[np.ndarray, "k d_out"]) -> Float[Tensor, "k pos d_in"]:
         """vᵀJ for k cotangents at the target.
 
         Raises:
@@ -97,28 +110,31 @@ class Jacobian:
 
         """
         d_out, _, _ = self.shape
-        if cotangents.ndim != 2 or cotangents.shape[1] != d_out:
-            msg = f"vjp takes cotangents [k, d_out={d_out}], got {tuple(cotangents.shape)}"
+        given = vector(cotangents, "what vjp takes", "k", "d_out")
+        if given.shape[1] != d_out or not len(given):
+            msg = f"vjp takes cotangents [k, d_out={d_out}], got {tuple(given.shape)}"
             raise ValueError(msg)
-        rows = Rows.of([[Cotangents(cotangents.to(self.run.y.device), site=self.target)]])
+        rows = Rows.of([[Cotangents(given.to(self.run.y.device), site=self.target)]])
         found = torch.cat([part[self.source][:, 0].detach() for _, part in pull_back(self.run, rows, self.target)])
-        refuse_nonfinite(self.run, {self.source: found})
+        refuse_nonfinite(self.run.host, self.run.tokens, {self.source: found})
         return found
 
-    def jvp(self, tangents: Float[Tensor, "k pos d_in"]) -> Float[Tensor, "k d_out"]:
+    @guarded
+    def jvp(self, tangents: Float[Tensor, "k pos d_in"] | Float[np.ndarray, "k pos d_in"]) -> Float[Tensor, "k d_out"]:
         """Ju for k tangents at the source.
 
         Raises:
             ValueError: another shape, or NaN or infinity in the result.
 
         """
-        if tangents.ndim != 3 or tangents.shape[1:] != self.shape[1:]:
-            msg = f"jvp takes tangents [k, pos, d_in] with {self.shape[1:]}, got {tuple(tangents.shape)}"
+        given = vector(tangents, "what jvp takes", "k", "pos", "d_in")
+        if given.shape[1:] != self.shape[1:] or not len(given):
+            msg = f"jvp takes tangents [k, pos, d_in] with {self.shape[1:]}, got {tuple(given.shape)}"
             raise ValueError(msg)
         dtype, device = self.run.y.dtype, self.run.y.device
-        out = [self._push(part.to(device, dtype)) for part in tangents.split(lanes_at_once(self.run))]
+        out = [self._push(part.to(device, dtype)) for part in given.split(lanes_at_once(self.run))]
         pushed = torch.cat(out)
-        refuse_nonfinite(self.run, {self.source: pushed})
+        refuse_nonfinite(self.run.host, self.run.tokens, {self.target: pushed}, "the tangent")
         return pushed
 
     def _push(self, tangents: Tensor) -> Tensor:
@@ -140,38 +156,34 @@ class Jacobian:
             whole[:, begin : begin + size] = self.vjp(chunk).transpose(0, 1)
         return whole
 
-    def svd(self, k: int = 8) -> Svd:
-        """The k largest singular values of J as a matrix [d_out, pos · d_in], by scipy's solver on the operator.
+    def svd(self, k: Integer = 8, *, tol: float = 1e-4) -> Svd:
+        """The k largest singular values of J as a matrix [d_out, pos · d_in], from products with blocks of vectors.
+
+        Args:
+            k: how many.
+            tol: what ``residual`` may be at most. A singular value is off by about its square.
 
         Raises:
-            ValueError: k outside 1 .. d_out.
+            ValueError: k outside 1 .. d_out, or a tol that is not above 0.
 
         """
-        import numpy as np
-        from scipy.sparse.linalg import LinearOperator, svds
-
         d_out, pos, d_in = self.shape
+        k = integer(k, "svd's k")
         if not 1 <= k <= min(d_out, pos * d_in):
             msg = f"svd({k}): J is {d_out} x {pos * d_in}, so k is between 1 and {min(d_out, pos * d_in)}"
             raise ValueError(msg)
-        if k == min(d_out, pos * d_in):  # the iterative solver finds all but one
-            u, s, vh = torch.linalg.svd(self.dense().transpose(0, 1).flatten(1).double().cpu(), full_matrices=False)
-            return Svd(u.T, s, vh.unflatten(1, (pos, d_in)))
+        if not tol > 0:
+            msg = f"svd's tol is a part of the largest singular value, above 0, got {tol}"
+            raise ValueError(msg)
 
-        def apply(x: Any) -> Any:
-            return self.jvp(torch.as_tensor(x.reshape(1, pos, d_in))).double().cpu().numpy().ravel()
+        def pull(rows: Tensor) -> Tensor:
+            return self.vjp(rows).flatten(1).double().cpu()
 
-        def transposed(x: Any) -> Any:
-            return self.vjp(torch.as_tensor(x.reshape(1, d_out))).double().cpu().numpy().ravel()
+        def push(rows: Tensor) -> Tensor:
+            return self.jvp(rows.unflatten(1, (pos, d_in))).double().cpu()
 
-        make: Any = LinearOperator  # calling it picks a subclass, which type checkers do not follow
-        operator = make((d_out, pos * d_in), matvec=apply, rmatvec=transposed, dtype=np.float64)
-        start = np.random.default_rng(0).standard_normal(min(d_out, pos * d_in))  # the global generator stays untouched
-        found: Any = svds(operator, k=k, v0=start)
-        u, s, vh = found
-        order = np.argsort(-s)
-        u, s, vh = (torch.from_numpy(x.copy()) for x in (u[:, order].T, s[order], vh[order]))
-        return Svd(u, s, vh.unflatten(1, (pos, d_in)))
+        u, s, v, residual = largest(pull, push, d_out, k, tol)
+        return Svd(u, s, v.unflatten(1, (pos, d_in)), residual)
 
     def decode(self, k: int = 4, *, tokens: int = 5) -> "pd.DataFrame":
         """What the singular vectors say: the output side through the unembedding, the input side through the embedding.

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -17,13 +18,21 @@ from lens_scopes.calculus.reduction import combined, reduced, units_of
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host, encode, roles_of, token_texts
 from lens_scopes.host.prompts import Positions, Prompt, positions_of
+from lens_scopes.host.undo import guarded
+from lens_scopes.results.given import is_integer, shown, vector
 from lens_scopes.results.provenance import Units
 from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope, cotangents_of, site_of
 from lens_scopes.scopes.state import Cotangents
 from lens_scopes.sites import FINAL, Sites, at_or_after
 
-Along = Literal["activation"] | Float[Tensor, "site pos d_model"] | None
+Along = (
+    Literal["activation"]
+    | Float[Tensor, "site pos *head d"]
+    | Float[np.ndarray, "site pos *head d"]
+    | Sequence[Sequence[Sequence[float]]]
+    | None
+)
 
 
 def score(
@@ -67,6 +76,7 @@ def score(
     return score_batch(model, [prompt], [scope], position=position, sites=sites, along=along, freeze=freeze)[0]
 
 
+@guarded
 def score_batch(
     model: Any,
     prompts: Sequence[Prompt],
@@ -99,11 +109,11 @@ def score_batch(
 
     """
     host = Host(model)
-    if isinstance(prompts, str):
-        msg = "score_batch takes a list of prompts; for one prompt write score(...)"
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence | Tensor | np.ndarray):
+        msg = f"score_batch takes a list of prompts, got {shown(prompts)}; for one prompt write score(...)"
         raise TypeError(msg)
-    # A string is a mistake that the check of each scope names.
-    several = isinstance(scopes, Sequence) and not isinstance(scopes, str)
+    # A string is a mistake that the check of each scope names; a tuple that can be called is a scope with named fields.
+    several = isinstance(scopes, Sequence) and not isinstance(scopes, str) and not callable(scopes)
     each = cast("list[Scope]", list(cast("Sequence[Scope]", scopes)) if several else [scopes] * len(prompts))
     if len(each) != len(prompts):
         msg = f"{len(prompts)} prompts but {len(each)} scopes; give one for all or one per prompt"
@@ -116,10 +126,12 @@ def score_batch(
     found: dict[int, Scores] = {}
     for length, group in by_length.items():
         size = prompts_at_once(host, length)
-        asked = _Asked(wanted, positions_of(position, length), not isinstance(position, int), along, freeze)
+        asked = _Asked(wanted, positions_of(position, length), not is_integer(position), along, freeze)
         for members in (group[start : start + size] for start in range(0, len(group), size)):
             tokens = torch.stack([encoded[i] for i in members])
-            found.update(zip(members, _together(host, tokens, [each[i] for i in members], asked), strict=True))
+            found.update(
+                zip(members, _together(host, tokens, [(prompts[i], each[i]) for i in members], asked), strict=True)
+            )
     return [_with_roles(host, prompt, found[i]) for i, prompt in enumerate(prompts)]
 
 
@@ -135,8 +147,11 @@ class _Asked:
     freeze: Sequence[str]
 
 
-def _together(host: Host, tokens: Int[Tensor, "batch pos"], scopes: list[Scope], asked: _Asked) -> list[Scores]:
+def _together(
+    host: Host, tokens: Int[Tensor, "batch pos"], members: list[tuple[Prompt, Scope]], asked: _Asked
+) -> list[Scores]:
     """Prompts of one length: one forward, everything pulled back site of the cotangents by site."""
+    scopes = [scope for _, scope in members]
     names = asked.wanted.names
     inner = [site for site in dict.fromkeys(map(site_of, scopes)) if site != FINAL and site not in names]
     for site in inner:
@@ -155,7 +170,7 @@ def _together(host: Host, tokens: Int[Tensor, "batch pos"], scopes: list[Scope],
         for b, own in enumerate(reduced(run, rows, site, names, along)):
             if made[b][0].site == site:
                 values, probes = combined(own, made[b], units, signed)
-                found[b] = _labelled(run, b, made[b], scopes[b], asked, values, probes, units)
+                found[b] = _labelled(run, b, made[b], members[b], asked, values, probes, units)
     return [scores for scores in found if scores is not None]
 
 
@@ -163,18 +178,19 @@ def _labelled(
     run: Trace,
     b: int,
     made: list[Cotangents],
-    scope: Scope,
+    member: tuple[Prompt, Scope],
     asked: _Asked,
     values: Float[Tensor, "target site pos *head"],
     probes: Tensor | None,
     units: Units,
 ) -> Scores:
     """One prompt's numbers with their names and where they come from."""
-    refuse_nonfinite(run, {name: values[:, s] for s, name in enumerate(asked.wanted.names)})
+    refuse_nonfinite(run.host, run.tokens, {name: values[:, s] for s, name in enumerate(asked.wanted.names)})
     dims = ("target_pos", "site", "pos", "head")[: values.ndim]
     labels = (asked.positions, asked.wanted.names, *(tuple(range(size)) for size in values.shape[2:]))
-    meta = describe(run, b, made, scope, asked.freeze, several=asked.several)
-    meta |= {"units": units, "along": "tensor" if isinstance(asked.along, Tensor) else asked.along}
+    prompt, scope = member
+    meta = describe(run, b, made, scope, asked.freeze, prompt, several=asked.several)
+    meta |= {"units": units, "along": asked.along if isinstance(asked.along, str | None) else "tensor"}
     texts = token_texts(run.host, run.tokens[b].tolist())
     if not asked.several:
         values, probes, dims, labels = values[0], None if probes is None else probes[:, 0], dims[1:], labels[1:]
@@ -193,20 +209,24 @@ def _directions(run: Trace, asked: _Asked) -> list[Tensor] | None:
     if along is None:
         return None
     activations = [run.sites[name].detach() for name in asked.wanted.names]
-    if isinstance(along, Tensor):
-        shape = (len(activations), *activations[0].shape[1:])
-        if tuple(along.shape) != shape:
-            msg = f"along has shape {tuple(along.shape)}, the sites need [site, pos, d_model] = {shape}"
-            raise ValueError(msg)
-        return list(along.detach().to(run.y.device))
-    if along != "activation":
-        msg = f"along is None, 'activation' or a tensor [site, pos, d_model], got {along!r}"
+    if isinstance(along, str) and along == "activation":
+        return activations
+    if isinstance(along, str):
+        msg = f"along is None, 'activation' or numbers [site, pos, d_model], got {along!r}; write along='activation'"
+        raise ValueError(msg)  # noqa: TRY004 - an unknown word
+    given = vector(along, "along (None, 'activation' or [site, pos, d_model])")
+    shape = (len(activations), *activations[0].shape[1:])
+    if tuple(given.shape) != shape:
+        msg = f"along is [site, pos, d_model] of these sites, got shape {tuple(given.shape)}; write shape {shape}"
         raise ValueError(msg)
-    return activations
+    return list(given.to(run.y.device))
 
 
 def _refuse_later_sources(host: Host, site: str, names: Sequence[str]) -> None:
     late = at_or_after(site, names, host.n_layers)
     if late:
-        msg = f"the direction reads {site}; sources at or after it do not reach it: {', '.join(late)}"
+        msg = (
+            f"the direction reads {site}; sources at or after it do not reach it, got {', '.join(late)}; write sites= "
+            "of earlier ones, e.g. 'embed'"
+        )
         raise ValueError(msg)

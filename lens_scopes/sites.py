@@ -8,6 +8,7 @@ is the host's business.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 #: Shorthands whose sites are tensors [pos, d_model].
 STREAM = {
@@ -66,6 +67,26 @@ def resolve(sites: str | Sequence[str] | None, n_layers: int) -> Sites:
     return Sites(tuple(names), per_head=any(with_head))
 
 
+def one(site: str) -> str:
+    """The hook name of the one place that a vector [d_model] reads: of the residual stream, or the final state.
+
+    Raises:
+        ValueError: a shorthand for a site in every layer, or a site by head.
+        TypeError: no text.
+
+    """
+    if not isinstance(site, str):
+        msg = f"site is the hook name of one place, got {site!r}; write e.g. site='blocks.3.hook_resid_post'"
+        raise TypeError(msg)
+    every = STREAM.get(site) or HEADS.get(site)
+    name = site if every else _expand(site, 0)[0]
+    if every or has_heads(name):
+        why = "is one in every layer" if every else "is split by head"
+        msg = f"site is one place of the residual stream, and {site!r} {why}; write e.g. 'blocks.3.hook_resid_post'"
+        raise ValueError(msg)
+    return name
+
+
 def has_heads(name: str) -> bool:
     """Whether a site is [pos, head, d_head] instead of [pos, d_model]."""
     return any(name.endswith(f".attn.hook_{kind}") for kind in HEADS)
@@ -77,12 +98,6 @@ def layer_of(name: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def label_of(name: str) -> str:
-    """A site in short: "embed", "3 resid_post"."""
-    layer, kind = layer_of(name), name.rsplit("hook_", 1)[-1]
-    return kind if layer is None else f"{layer} {kind}"
-
-
 def depth(name: str, n_layers: int) -> tuple[int, int]:
     """A sort key: sites in the order in which the forward pass reaches them."""
     if name == FINAL:
@@ -92,6 +107,28 @@ def depth(name: str, n_layers: int) -> tuple[int, int]:
         return (-1, 0 if name == EMBED else 1)
     kind = name.rsplit("hook_", 1)[-1]
     return (layer, _ORDER.index(kind) if kind in _ORDER else len(_ORDER))
+
+
+def short(name: str) -> str:
+    """How pictures and tables call a site: its layer and its kind, "1 resid_post"."""
+    layer, kind = layer_of(name), name.rsplit("hook_", 1)[-1]
+    return kind if layer is None else f"{layer} {kind}"
+
+
+def named(label: Any, names: Sequence[str]) -> Any:
+    """Which of some sites is meant: by its hook name, as pictures call it, or by its kind where one only has that.
+
+    Raises:
+        KeyError: a kind that several of them have.
+
+    """
+    if not isinstance(label, str) or label in names:
+        return label
+    meant = [name for name in names if label in (short(name), short(name).rpartition(" ")[2])]
+    if len(meant) > 1:
+        msg = f"{label!r} is one of each of {len(meant)} layers; write e.g. {short(meant[0])!r} or {meant[-1]!r}"
+        raise KeyError(msg)
+    return meant[0] if meant else label
 
 
 def at_or_after(site: str, names: Sequence[str], n_layers: int) -> list[str]:

@@ -58,7 +58,7 @@ def test_spans_are_summed_as_their_units_say(units, by, chars, groups, names):
     assert joined.tokens == (names or tuple("".join(TOKENS[i] for i in group) for group in groups))
     assert joined.coords["pos"] == tuple(group[0] for group in groups)
     assert joined.meta["straddling"] == []
-    assert joined.meta["texts"] == list(TOKENS)
+    assert joined.meta["joined_tokens"] == list(TOKENS)
     assert joined.meta["aggregated"] == (by if isinstance(by, str) else "span")
 
 

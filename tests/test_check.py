@@ -5,6 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
+import lens_scopes as ls
+import tiny
 from lens_scopes.check import slope_at_zero
 
 
@@ -13,17 +15,22 @@ def curve(x: float) -> torch.Tensor:
     return torch.stack([x.exp(), (1 + x).log(), (2 * x + 0.3).sin()])
 
 
+def slope(function, steps):
+    return slope_at_zero(torch.stack([torch.stack([function(step), function(-step)]) for step in steps]), steps)
+
+
 SLOPE = torch.tensor([1, 1, 2 * torch.cos(torch.tensor(0.3, dtype=torch.float64))], dtype=torch.float64)
 
 
 def test_a_cubic_is_differentiated_exactly():
     """Its central differences are off by exactly the square of the step, which the extrapolation removes."""
-    found = slope_at_zero(lambda x: torch.tensor([2 + 3 * x - x**2 + 5 * x**3], dtype=torch.float64), [1.0, 0.25])
+    found, doubt = slope(lambda x: torch.tensor([2 + 3 * x - x**2 + 5 * x**3], dtype=torch.float64), [1.0, 0.25])
+    assert doubt == pytest.approx((8 - 3.3125) / 8)
     assert float(found) == pytest.approx(3, abs=1e-14)
 
 
 def test_the_error_falls_with_the_fourth_power_of_the_step():
-    errors = [(slope_at_zero(curve, [step, step / 4]) - SLOPE).abs() for step in (0.08, 0.04, 0.02)]
+    errors = [(slope(curve, [step, step / 4])[0] - SLOPE).abs() for step in (0.08, 0.04, 0.02)]
     for coarse, fine in pairwise(errors):
         assert torch.log2(coarse / fine).tolist() == pytest.approx([4, 4, 4], abs=0.05)
 
@@ -35,7 +42,57 @@ def test_neighbours_that_agree_best_are_taken():
         return curve(x).float().double()
 
     steps = [0.32 / 4**i for i in range(8)]
-    best = (slope_at_zero(rounded, steps) - SLOPE).norm()
+    best = (slope(rounded, steps)[0] - SLOPE).norm()
     assert best < 1e-4
     for pair in (steps[:2], steps[-2:]):
-        assert best < (slope_at_zero(rounded, pair) - SLOPE).norm()
+        assert best < (slope(rounded, pair)[0] - SLOPE).norm()
+
+
+# On results
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_each_position_is_checked_with_its_own_target(backend):
+    """Positions after the first were asked of the scope as the only one: a target for each was refused."""
+    model, ids = tiny.host("gpt2", backend), tiny.tokens()
+    scores = ls.score(model, ids, ls.Semantic([7, 9, 11]), position=[2, 4, 6])
+    for position in (2, 4, 6):
+        report = scores.sel(target_pos=position).check(model)
+        assert report["max_error"] < 1e-6
+        assert report["stored_error"] < 1e-12
+    assert scores.check(model)["stored_error"] < 1e-12
+
+    seen = []
+
+    def by_index(state):
+        seen.append((state.position, state.index, state.count))
+        return state.rows((7, 9, 11)[state.index])
+
+    found = ls.score(model, ids, by_index, position=[2, 4, 6])
+    assert torch.equal(found.values, scores.values)
+    seen.clear()
+    assert found.sel(target_pos=4).check(model, scope=by_index)["stored_error"] < 1e-12
+    assert seen == [(4, 1, 3)]
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_what_finite_differences_cannot_confirm(backend):
+    model, ids = tiny.host("gpt2", backend), tiny.tokens()
+    other = [*ids[:2], ids[2] + 1, *ids[3:]]
+    scores = ls.score(model, ids, ls.Semantic(7))
+    for axis in ("pos", "site"):
+        with pytest.raises(ValueError, match=f"sums over {axis}"):
+            scores.sum(axis).check(model)
+    for call in (ls.patching.predict, ls.patching.measure):
+        with pytest.raises(ValueError, match="effects"):
+            call(model, ids, other, ls.Semantic(7)).check(model)
+    with pytest.raises(ValueError, match="other effects"):
+        ls.evaluate.leave_one_out(model, [ids])[0].check(model, scope=ls.Semantic(7))
+    with pytest.raises(ValueError, match="without freeze"):
+        ls.score(model, ids, ls.Semantic(7), freeze="norm").check(model)
+    frozen = ls.flow(model, ids, ls.Semantic(7), freeze="norm").check(model)
+    assert frozen["scores"] is None
+    assert frozen["max_error"] < 1e-6
+    assert frozen["total_error"] < 1e-9

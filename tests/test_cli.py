@@ -247,7 +247,15 @@ def test_flow_of_some_sources():
     assert "2 source tokens" in shown
     assert "squared" in shown
     result = call("flow", PROMPT, "--model", tiny.directory("gpt2"), "--sources", "all", code=2)
-    assert "--sources got 'all'" in result.stderr
+    assert "got 'all': no token is that; write one of 0 " in result.stderr
+    assert "lens-scopes flow --help" in result.stderr
+    by_text = call(
+        "flow", PROMPT, "--model", tiny.directory("gpt2"), "--sources", "cat, sat", "--scope", "fisher"
+    ).stdout
+    assert (
+        by_text
+        == call("flow", PROMPT, "--model", tiny.directory("gpt2"), "--sources", "2,3", "--scope", "fisher").stdout
+    )
 
 
 @pytest.mark.parametrize("command", ["score", "flow", "demo"])

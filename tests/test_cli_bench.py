@@ -71,7 +71,7 @@ def test_bench_goes_on_where_it_stopped(prompts, tmp_path, monkeypatch):
     [
         ("{", (), "line 1 of"),
         ('{"words": 3}', (), 'write {"text"'),
-        ("", (), "no prompts"),
+        ("", (), "got none"),
         ('"The cat"', ("--fractions", "much"), "--fractions got 'much'"),
         ('"The cat"', ("--baseline", "nothing"), "there is no method 'nothing'"),
     ],

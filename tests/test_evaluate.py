@@ -204,7 +204,7 @@ def test_scopes_and_functions_are_methods_too():
     same, other = (ask(model(), PROMPTS[:1], None, seed=s)[0] for s in (3, 4))
     assert torch.equal(evaluate.attribute(question, "random"), evaluate.attribute(same, "random"))
     assert not torch.equal(evaluate.attribute(question, "random"), evaluate.attribute(other, "random"))
-    with pytest.raises(ValueError, match="there is no method 'nonsense'; there are semantic"):
+    with pytest.raises(ValueError, match="there is no method 'nonsense'; write one of semantic"):
         evaluate.attribute(question, "nonsense")
     with pytest.raises(TypeError, match="a method is a name"):
         evaluate.attribute(question, 3)
@@ -214,8 +214,8 @@ def test_bootstrap_and_sign_flips_and_holm():
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(50, 2, generator=generator, dtype=torch.float64) + torch.tensor([0.0, 1.0])
     low, high = intervals.bootstrap_interval(values)
-    normal = 1.96 * values.std(0) / 50**0.5
-    assert_close(torch.stack([low, high]), torch.stack([values.mean(0) - normal, values.mean(0) + normal]), 0.05)
+    student = float(scipy.stats.t.ppf(0.975, 49)) * values.std(0) / 50**0.5
+    assert_close(torch.stack([low, high]), torch.stack([values.mean(0) - student, values.mean(0) + student]), 0.05)
     p = intervals.sign_flip_p(values)
     assert p[1] < 0.001
     assert float(p[0]) == pytest.approx(scipy.stats.ttest_1samp(values[:, 0], 0).pvalue, abs=0.02)
@@ -226,6 +226,64 @@ def test_bootstrap_and_sign_flips_and_holm():
     assert intervals.holm(torch.tensor([0.01, 0.04, 0.03, 0.5])).tolist() == pytest.approx([0.04, 0.09, 0.09, 0.5])
     with pytest.raises(ValueError, match="level"):
         intervals.bootstrap_interval(values, level=2.0)
+
+
+def test_the_interval_is_that_of_the_studentised_bootstrap():
+    """Resample by resample: t* = (mean* - mean) / (standard error of the resample), and its order statistics."""
+    values = torch.randn(12, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64).exp()
+    draws = 199
+    found = intervals.bootstrap_interval(values, level=0.9, seed=5, draws=draws)
+    chosen = torch.randint(12, (draws, 12), generator=torch.Generator().manual_seed(5))
+    for column in range(2):
+        x = values[:, column]
+        t = sorted(float((x[row].mean() - x.mean()) / (x[row].std() / 12**0.5)) for row in chosen)
+        error = float(x.std() / 12**0.5)
+        expected = [float(x.mean()) - t[-10] * error, float(x.mean()) - t[9] * error]  # 5 % of 200 at each end
+        assert found[:, column].tolist() == pytest.approx(expected, rel=1e-9)
+    shifted = intervals.bootstrap_interval(3 * values.reshape(12, 2, 1) + 1, level=0.9, seed=5, draws=draws)
+    assert_close(shifted[..., 0], 3 * found + 1, 1e-9)
+
+
+@pytest.mark.parametrize(("kind", "least"), [("normal", 0.93), ("lognormal", 0.88)])
+@pytest.mark.parametrize("n", [10, 20])
+def test_an_interval_covers_what_it_says(kind, least, n, record_property):
+    """2,000 simulated data sets each; benchmarks/coverage.py has more sizes, and the percentile bootstrap beside it."""
+    generator, held, sets = torch.Generator().manual_seed(n), 0, 2000
+    for seed in range(10):
+        draw = torch.randn(n, sets // 10, generator=generator, dtype=torch.float64)
+        low, high = intervals.bootstrap_interval(draw if kind == "normal" else draw.exp(), seed=seed)
+        mean = 0.0 if kind == "normal" else math.exp(0.5)
+        held += int(((low <= mean) & (mean <= high)).sum())
+    record_property("coverage", held / sets)
+    assert least <= held / sets < 0.98
+
+
+@pytest.mark.parametrize("n", [1, 2, 9])
+def test_too_few_prompts_have_no_interval(n):
+    """NaN in the data, and the table says so."""
+    assert intervals.bootstrap_interval(torch.rand(n, 3)).isnan().all()
+    values = torch.rand(2, n, 2, dtype=torch.float64)
+    table = evaluate.Table(values, ("a", "b"), ("0.1", "aopc"), "a")
+    assert table.to_markdown().count("too few") == 2
+    assert "nan" not in table.to_markdown().lower()
+    assert "too few" in table._repr_html_()
+    assert table.to_dataframe()[["low", "high", "difference_low", "difference_high"]].isna().all(None)
+    curve = evaluate.Curve(values[0], (0.1, 0.2))
+    assert curve._repr_html_().count("too few") == 2
+    assert len(curve.plot().collections) == 0
+    ten = evaluate.Table(torch.rand(2, 10, 2, dtype=torch.float64), ("a", "b"), ("0.1", "aopc"), "a")
+    assert "too few" not in ten.to_markdown() + ten._repr_html_()
+    assert len(evaluate.Curve(ten.values[0], (0.1, 0.2)).plot().collections) == 1
+
+
+def test_an_interval_of_what_hardly_varies():
+    """Equal values have no width; one that differs leaves an end open that the data do not bound."""
+    assert intervals.bootstrap_interval(torch.full((10, 1), 0.1)).tolist() == [[pytest.approx(0.1)]] * 2
+    one = torch.zeros(10, 1)
+    one[3] = 1.0
+    low, high = intervals.bootstrap_interval(one)
+    assert high == math.inf
+    assert -0.5 < low < 0.1
 
 
 @pytest.mark.parametrize("at_once", [2**23, 12])
@@ -298,7 +356,7 @@ def test_a_curve_saves_shows_and_plots(tmp_path):
     ("call", "error", "text"),
     [
         (lambda m: evaluate.leave_one_out(m, "text"), TypeError, "a list of prompts"),
-        (lambda m: evaluate.leave_one_out(m, []), ValueError, "no prompts"),
+        (lambda m: evaluate.leave_one_out(m, []), ValueError, "got none"),
         (lambda m: evaluate.leave_one_out(m, PROMPTS, protocol="ours"), ValueError, "protocol is None"),
         (lambda m: evaluate.leave_one_out(m, [[7]], protocol="paper"), ValueError, "at least two tokens"),
         (lambda m: evaluate.leave_one_out(m, PROMPTS, replace="noise"), ValueError, "replace is one of zero, mean"),

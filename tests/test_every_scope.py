@@ -6,21 +6,26 @@ one that a list elsewhere has left out.
 
 import json
 import re
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
 import lens_scopes as ls
 import tiny
-from lens_scopes import scopes
+from lens_scopes import evaluate, patching, scopes
 from lens_scopes.calculus.trace import trace
 from lens_scopes.commands.main import app
+from lens_scopes.evaluate.protocol import ask
 from lens_scopes.host import Host
 from lens_scopes.host.readout import raw_logits
 from lens_scopes.results.provenance import Meta, ScopeData
-from lens_scopes.scopes.protocol import cotangents_of, data_of, quantity, resolve, scope_from, writable
+from lens_scopes.scopes.protocol import aimed, cotangents_of, data_of, quantity, resolve, scope_from, writable
 from lens_scopes.views import choosing
 from report import assert_close
 
@@ -287,3 +292,192 @@ def test_colours_and_numbers_of_a_page_are_those_of_the_tensor(name):
             assert all(f"[{markup.number(end)}]" in page for grid in grids for end in grid.ends)
         else:
             assert markup.number(grids[0].largest) in page
+
+
+# Scopes of one's own
+
+
+class Named(NamedTuple):
+    """A scope with named fields: a tuple, and callable."""
+
+    weight: float = 2.0
+    target: int | None = None
+
+    def __call__(self, state):
+        return self.weight * state.rows(7 if self.target is None else self.target)
+
+
+class Plain:
+    """A scope that is no dataclass."""
+
+    def __init__(self, target=None):
+        self.target = target
+
+    def __call__(self, state):
+        return state.rows(7 if self.target is None else self.target)
+
+
+class Closed(Plain):
+    """One that lets nothing be set."""
+
+    def __setattr__(self, name, value):
+        if "target" in self.__dict__:
+            raise AttributeError(name)
+        super().__setattr__(name, value)
+
+
+def raised(state, token, power=1):
+    return state.rows(token) * power
+
+
+def test_a_scope_with_named_fields_is_one_scope_not_several():
+    alone, batch = ls.score(model(), CLEAN, Named()), ls.score_batch(model(), [CLEAN, CORRUPTED], Named(3.0))
+    assert_close(batch[0].values, 1.5 * alone.values, 1e-6)
+    assert alone.meta["scope"]["fields"] == {"weight": 2.0, "target": None}
+    assert alone.meta["scope"]["text"] == "Named(weight=2.0, target=None)"
+    assert alone.meta["scope"]["kind"].endswith(".Named")
+
+
+@pytest.mark.parametrize("scope", [Named(), Plain(), ls.Semantic()], ids=lambda scope: type(scope).__name__)
+def test_an_open_target_is_aimed_whatever_the_scope_is_made_of(scope):
+    made = aimed(scope, 9)
+    assert made.target == 9
+    assert scope.target is None
+    assert aimed(made, 5) is made
+    (question,) = ask(model(), [CLEAN], None)
+    direct = evaluate.attribute(question, aimed(scope, question.target))
+    assert torch.equal(evaluate.attribute(question, scope), direct)
+
+
+def test_an_open_target_that_cannot_be_aimed_says_so():
+    def function(state):
+        return state.rows(7)
+
+    function.target = None
+    for scope in (function, Closed()):
+        with pytest.raises(TypeError, match="has an open target, .* write a dataclass with target"):
+            aimed(scope, 9)
+        assert scope.target is None
+
+
+def test_partials_of_one_function_differ_in_their_provenance():
+    one, two = partial(raised, token=5), partial(partial(raised, token=5), power=2)
+    first, second = ls.score(model(), CLEAN, one), ls.score(model(), CLEAN, two)
+    assert first.meta["scope"]["fields"] == {"name": f"{__name__}.raised", "args": [], "keywords": {"token": 5}}
+    assert second.meta["scope"]["fields"]["keywords"] == {"token": 5, "power": 2}
+    assert first.meta["scope"]["text"] == "raised(token=5)"
+    assert (
+        len({json.dumps(s.meta["scope"]) for s in (first, second, ls.score(model(), CLEAN, partial(raised, token=6)))})
+        == 3
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Holder:
+    """A scope with everything in it that a user may put there."""
+
+    listed: list = field(default_factory=lambda: [torch.ones(2), {"deep": [torch.zeros(3), np.float32(0.5)]}])
+    plain: dict = field(default_factory=lambda: {"a": (1, 2), 3: "b"})
+    odd: object = torch.float32
+
+    def __call__(self, state):
+        return ls.Cotangents(
+            state.rows(7)[None], notes={"kept": self.plain, "tensor": torch.ones(2), "array": np.ones(1)}
+        )
+
+
+def test_provenance_is_a_copy_and_json_through_and_through():
+    scope = Holder()
+    scores = ls.score(model(), CLEAN, scope)
+    before = json.dumps(scores.meta, allow_nan=False)
+    scope.listed.append("changed")
+    scope.plain["a"] = "changed"
+    assert json.dumps(scores.meta) == before
+    fields = scores.meta["scope"]["fields"]
+    assert fields["listed"][0]["tensor"] == [2]
+    assert fields["listed"][1]["deep"][0]["tensor"] == [3]
+    assert fields["listed"][1]["deep"][1] == 0.5
+    assert fields["plain"] == {"a": [1, 2], "3": "b"}
+    assert fields["odd"] == "torch.float32"
+    assert scores.meta["notes"][0]["tensor"] == [1.0, 1.0]
+    assert scores.meta["notes"][0]["kept"] == {"a": [1, 2], "3": "b"}
+    parts = ["embed", "resid_post"]
+    freeze = ["norm"]
+    again = ls.score(model(), CLEAN, ls.Semantic(7), sites=parts, freeze=freeze)
+    freeze.append("mlp")
+    assert again.meta["freeze"] == ["norm"]
+
+
+@pytest.mark.parametrize(
+    ("notes", "attribute", "expected"),
+    [({"target": 9}, 5, 9), ({}, 5, 5), ({}, None, None), ({"target": 9, "versus": 5}, None, 9), ({}, (5, 6), None)],
+)
+def test_the_target_is_named_by_the_notes_else_by_the_attribute(notes, attribute, expected):
+    def scope(state):
+        return ls.Cotangents(state.rows(7)[None], notes=notes)
+
+    scope.target = attribute
+    (target,) = ls.score(model(), CLEAN, scope).meta["targets"]
+    assert (None if target is None else target["id"]) == expected
+    if target is not None:
+        assert ("versus" in target) == ("versus" in notes)
+
+
+@pytest.mark.parametrize("wrong", [-1, 10**6])
+@pytest.mark.parametrize("key", ["target", "versus"])
+def test_a_target_in_the_notes_that_is_no_token_is_refused(wrong, key):
+    def scope(state):
+        return ls.Cotangents(state.rows(7)[None], notes={"target": 7, key: wrong})
+
+    with pytest.raises(ValueError, match=f"token id {wrong} is outside the vocabulary"):
+        ls.score(model(), CLEAN, scope)
+
+
+def test_shorthands_of_a_direction_s_site():
+    vector = torch.ones(tiny.D_MODEL)
+    assert ls.Direction(vector, site="embed").site == "hook_embed"
+    with pytest.raises(ValueError, match="sources at or after it do not reach it"):
+        ls.score(model(), CLEAN, ls.Direction(vector, site="embed"))
+
+    def scope(state):
+        return ls.Cotangents(vector[None], site="embed")
+
+    scope.site = "embed"
+    for one in (scope, ls.Direction(vector, site="embed")):
+        with pytest.raises(ValueError, match="do not reach it"):
+            ls.score(model(), CLEAN, one)
+        effects = patching.measure(model(), CLEAN, CORRUPTED, one, sites="embed", position=2)
+        assert effects.values.isfinite().all()
+    for site in ("resid_post", "z", "blocks.0.attn.hook_z", 3):
+        with pytest.raises((ValueError, TypeError), match="write e"):
+            ls.Direction(vector, site=site)
+    with pytest.raises(ValueError, match=r"no site 'blocks\.9\.hook_resid_post'"):
+        ls.score(model(), CLEAN, ls.Direction(vector, site="blocks.9.hook_resid_post"))
+
+
+def test_results_written_by_hand_show_what_they_have(tmp_path):
+    """Without meta, or with a scope as text: everything but check works, and check says what it needs."""
+    coords = {"site": ("hook_embed", "blocks.0.hook_resid_post"), "pos": (0, 1, 2)}
+    values, tokens = torch.rand(2, 3), ("a", " b", "c")
+    for meta in ({}, {"scope": "mine"}, {"scope": "mine", "units": "signed"}):
+        scores = ls.Scores(values, ("site", "pos"), coords, tokens, meta)
+        assert ("mine" in repr(scores)) == bool(meta)
+        assert ("mine" in scores._repr_html_()) == bool(meta)
+        for view in choosing.views(scores):
+            scores.show(view)._repr_html_()
+        scores.aggregate().to_dataframe()
+        ls.report(scores, tmp_path / "page.html")
+        assert ls.Scores.load(scores.save(tmp_path / "file")).meta == meta
+        with pytest.raises(ValueError, match="its meta has no 'token_ids'"):
+            scores.check(model())
+    flow = ls.flow(model(), CLEAN, ls.Semantic(7))
+    bare = replace(flow, meta={})
+    assert "Flow(" in repr(bare)
+    assert bare._repr_html_()
+    with pytest.raises(ValueError, match="its meta has no"):
+        bare.check(model())
+    known = ls.score(model(), CLEAN, ls.Semantic(7))
+    by_hand = replace(known, meta={**known.meta, "scope": "mine"})
+    with pytest.raises(ValueError, match="pass the scope: scope="):
+        by_hand.check(model())
+    assert by_hand.check(model(), scope=ls.Semantic(7))["stored_error"] < 1e-5

@@ -10,6 +10,7 @@ import lens_scopes as ls
 import oracles
 import tiny
 from double import Double
+from lens_scopes.calculus.subspace import largest
 from report import assert_close
 
 pytestmark = pytest.mark.host
@@ -111,6 +112,44 @@ def test_svd_is_that_of_the_dense_matrix(pair, k):
         low, ((u[:, :k] * s[:k]) @ vh[:k]).unflatten(1, found.V.shape[1:]).transpose(0, 1), 1e-8, "J of rank k"
     )
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("decay", [0.5, 0.98])
+def test_blocks_of_products_find_the_largest_triplets(seed, decay):
+    """A wide matrix with a known spectrum, steep or flat: values to the square of the residual, vectors to itself."""
+    generator = torch.Generator().manual_seed(seed)
+    u, v = (torch.linalg.qr(torch.randn(n, 80, generator=generator, dtype=torch.float64))[0] for n in (80, 300))
+    s = 7.0 * decay ** torch.arange(80, dtype=torch.float64)
+    matrix, products = u @ torch.diag(s) @ v.T, []
+
+    def times(by):
+        return lambda rows: products.append(len(rows)) or rows @ by
+
+    for tol in (1e-2, 1e-6):
+        products.clear()
+        found = largest(times(matrix), times(matrix.T), 80, 3, tol)
+        assert float(found.residual.max()) <= tol
+        assert_close(found.S, s[:3], 4 * tol**2 / (1 - decay) + 1e-12, f"singular values at {tol}")
+        wrong = found.V @ matrix.T - found.S[:, None] * found.U
+        assert_close(wrong.norm(dim=-1) / found.S[0], found.residual, 1e-9, relative_to=1.0)
+        assert_close(found.U @ matrix, found.S[:, None] * found.V, 1e-10)
+        assert_close(found.U @ found.U.T, torch.eye(3), 1e-10)
+        if decay < 0.9:
+            assert sum(products) < 80  # cheaper than all rows
+
+
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_svd_says_how_well_it_is_known(backend):
+    found = made(("gpt2", backend)).svd(2, tol=0.5)
+    assert found.residual.shape == (2,)
+    assert float(found.residual.max()) <= 0.5
+    u, s, v = found
+    assert torch.equal(s, found.S)
+    assert torch.equal(u, found.U)
+    assert torch.equal(v, found.V)
+    with pytest.raises(ValueError, match="tol is a part"):
+        made(("gpt2", backend)).svd(2, tol=0)
 
 
 @pytest.mark.parametrize("backend", tiny.BACKENDS)

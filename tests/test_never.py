@@ -39,14 +39,16 @@ def test_a_target_that_is_several_tokens_lists_its_pieces(model):
 @pytest.mark.parametrize("position", [7, -8, 100])
 def test_positions_outside_the_prompt(model, position):
     for asked in (position, [0, position]):
-        with pytest.raises(IndexError, match=f"position {position} is outside the prompt, which has 7 tokens: -7 to 6"):
+        with pytest.raises(
+            IndexError, match=f"position {position} is outside the prompt, which has 7 tokens: write -7 to 6"
+        ):
             ls.score(model, tiny.tokens(7), ls.Semantic(), position=asked)
 
 
 @pytest.mark.wrong_types
-@pytest.mark.parametrize("position", ["last", True, []])
+@pytest.mark.parametrize("position", ["last", True, [], [1.9], 1.9, None, [True], [2, -5]])
 def test_positions_that_are_none(model, position):
-    with pytest.raises(ValueError, match="position"):
+    with pytest.raises((ValueError, TypeError), match="position"):
         ls.score(model, tiny.tokens(), ls.Semantic(), position=position)
 
 

@@ -311,11 +311,9 @@ def test_what_a_scope_gets_to_see(pair):
     assert_close(state.probs, truth.probs, 1e-6)
     assert state.tokens == tuple(tiny.tokens())
     assert state.position == POSITION
-    jacobian = oracles.dense(
-        tiny.hugging_face(pair[0]), tiny.tokens(), POSITION, sites=[f"blocks.{tiny.LAYERS - 1}.hook_resid_post"]
-    )
-    (last,) = jacobian.jacobians.values()
-    assert_close(state.norm_jacobian(), last[:, POSITION], 1e-6)
+    right = torch.randn(tiny.D_MODEL, 3, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    assert_close(state.times(right.to(state.y)), truth.unembed @ right, 1e-6)
+    assert_close(state.square_lengths(), truth.unembed.square().sum(1), 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -325,7 +323,8 @@ def test_what_a_scope_gets_to_see(pair):
         (None, TypeError, "scope is a function"),
         (lambda state: state.y[:3], ValueError, "length 3"),
         (lambda state: state.y.expand(2, 2, -1), ValueError, r"\[k, d_model\]"),
-        (lambda state: [1.0, 2.0], TypeError, "returned list"),
+        (lambda state: "y", TypeError, "what .* returns .* is a tensor, an array or a list of numbers"),
+        (lambda state: [1.0, 2.0], ValueError, "gave vectors of length 2"),
         (lambda state: state.y * float("nan"), ValueError, "NaN or infinity"),
         (lambda state: ls.Cotangents(state.y), ValueError, r"\[k, d_model\]"),
         (lambda state: ls.Cotangents(state.y[None], torch.ones(2)), ValueError, "weights"),

@@ -339,3 +339,149 @@ def test_a_check_of_nothing_says_so():
     scores = ls.score(model, [7, 9, 11, 13], ls.Semantic(9), position=0, sites="blocks.1.hook_resid_post")
     nothing = ls.Scores(scores.values * 0, scores.dims, scores.coords, scores.tokens, scores.meta)
     assert nothing.check(model)["max_error"] != nothing.check(model)["max_error"]  # NaN
+
+
+# Labels after a part was taken, joined or summed
+
+
+def explained():
+    """Two positions explained, at two sites of a prompt whose second word is two tokens."""
+    values = torch.rand(2, 2, 4, generator=torch.Generator().manual_seed(0))
+    coords = {
+        "target_pos": (2, 3),
+        "site": ("hook_embed", "blocks.0.hook_resid_post"),
+        "pos": (0, 1, 2, 3),
+    }
+    meta = {"units": "norm", "special": [0], "positions": [2, 3]}
+    return ls.Scores(values, ("target_pos", "site", "pos"), coords, ("<s>", " Two", "fold", " words"), meta)
+
+
+def test_a_position_explained_keeps_its_own_token_when_tokens_are_joined():
+    frame = explained().aggregate().to_dataframe()
+    assert frame.groupby("target_pos").target_pos_token.unique().map(list).to_dict() == {2: ["fold"], 3: [" words"]}
+    assert frame.groupby("pos").pos_token.unique().map(list).to_dict() == {0: ["<s>"], 1: [" Twofold"], 3: [" words"]}
+
+
+@pytest.mark.parametrize("part", [lambda s: s.sel(pos=1), lambda s: s.sum("pos")], ids=["sel", "sum"])
+def test_a_position_explained_keeps_its_token_without_the_axis_of_positions(part, tmp_path):
+    for scores in (part(explained()), part(explained().aggregate())):
+        loaded = ls.Scores.load(scores.save(tmp_path / "scores.safetensors"))
+        for one in (scores, loaded):
+            frame = one.to_dataframe()
+            assert "pos" not in frame
+            assert frame.groupby("target_pos").target_pos_token.unique().map(list).to_dict() == {
+                2: ["fold"],
+                3: [" words"],
+            }
+
+
+def test_sites_are_found_by_what_pictures_call_them():
+    scores = made()
+    expected = scores.sel(site="blocks.1.hook_resid_post")
+    found = scores.sel(site="1 resid_post")
+    assert torch.equal(found.values, expected.values)
+    assert found.meta == expected.meta
+    assert torch.equal(scores.sel(site="embed").values, scores.values[0])
+    assert torch.equal(scores.sel(site="hook_embed").values, scores.values[0])
+    with pytest.raises(KeyError, match=r"one of each of 2 layers; write e\.g\. '0 resid_post'"):
+        scores.sel(site="resid_post")
+    only = ls.Scores(
+        scores.values[:2], scores.dims, {**scores.coords, "site": scores.coords["site"][:2]}, scores.tokens
+    )
+    assert torch.equal(only.sel(site="resid_post").values, scores.values[1])
+    from lens_scopes.views.choosing import grids
+
+    for label in grids(scores, "layers")[0].rows:
+        assert scores.sel(site=label).dims == ("pos",)
+
+
+# Files
+
+
+def headers_of(result, path):
+    """Its file again and again, each time with one key of the header taken out or made null, anywhere in it."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    result.save(path)
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["lens_scopes"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    for key in [key for key in header if key != "meta"]:
+        for gone in (True, False):
+            changed = {k: v for k, v in header.items() if k != key} if gone else {**header, key: None}
+            save_file(tensors, path, metadata={"lens_scopes": json.dumps(changed)})
+            yield f"{key} {'missing' if gone else 'null'}"
+    for name in [name for name in tensors if name not in ("probes", "skip", "composition", "edges")]:
+        kept = {k: v for k, v in tensors.items() if k != name}
+        save_file(kept, path, metadata={"lens_scopes": json.dumps(header)})
+        yield f"tensor {name}"
+
+
+@pytest.mark.parametrize("kind", ["Scores", "Flow", "Curve", "Table", "Comparison"])
+def test_a_header_that_is_not_whole_is_an_error_with_a_text(kind, tmp_path):
+    import shown
+    from lens_scopes import evaluate, patching
+
+    values = torch.rand(2, 3, 2, dtype=torch.float64)
+    result = {
+        "Scores": estimate,
+        "Flow": lambda: shown.flow(("a", "b")),
+        "Curve": lambda: evaluate.Curve(values[0], (0.1, 0.2)),
+        "Table": lambda: evaluate.Table(values, ("a", "b"), ("0.1", "aopc"), "a"),
+        "Comparison": lambda: patching.Comparison(made(), made()),
+    }[kind]()
+    tried = 0
+    for what in headers_of(result, tmp_path / "file.safetensors"):
+        with pytest.raises(ValueError, match=r"file\.safetensors") as refusal:
+            type(result).load(tmp_path / "file.safetensors")
+        assert type(refusal.value) is ValueError, what
+        tried += 1
+    assert tried > 5
+
+
+@pytest.mark.parametrize("header", ["null", "3", "[]", '"text"', "{}", '{"schema": null}', '{"schema": 2}', "{"])
+def test_a_header_that_is_none_is_an_error_with_a_text(header, tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"values": torch.zeros(2)}, tmp_path / "x", metadata={"lens_scopes": header})
+    with pytest.raises(ValueError, match=r"x (is|has|holds)"):
+        ls.Scores.load(tmp_path / "x")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes are POSIX's")
+def test_a_file_keeps_its_mode_when_it_is_overwritten(tmp_path):
+    path = tmp_path / "scores.safetensors"
+    path.write_bytes(b"")
+    for mode in (0o600, 0o664):
+        path.chmod(mode)
+        made().save(path)
+        assert path.stat().st_mode & 0o777 == mode
+        made().show("tokens").save(path)
+        assert path.stat().st_mode & 0o777 == mode
+    umask = os.umask(0o027)
+    try:
+        assert made().save(tmp_path / "new").stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(umask)
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.CSV", "x.json", "x.html", "x.png", "x.nc", "x.pt", "x.npz"])
+def test_files_that_others_read_are_not_written_under_their_names(name, tmp_path):
+    with pytest.raises(ValueError, match=rf"save writes a \.safetensors file, got '{name}'.*: write "):
+        made().save(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+    assert made().save(tmp_path / "fisher.v2").is_file()
+
+
+def test_half_of_a_surrogate_pair_is_a_token_like_any_other(tmp_path):
+    """Some tokenizers have such tokens; UTF-8 has no way to write them."""
+    scores = made(tokens=("<s>", "\ud83d", "\ude42", " x", "a", "b", "c"))
+    assert ls.Scores.load(scores.save(tmp_path / "scores.safetensors")).tokens == scores.tokens
+    page = ls.report(scores, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "\\ud83d" in page
+    for text in (scores._repr_html_(), scores.show()._repr_html_(), scores.show("tokens")._repr_html_()):
+        assert "\\ud83d" in text
+        text.encode()
+    scores.plot("tokens")
+    assert scores.to_dataframe().pos_token.tolist()[1] == "\\ud83d"

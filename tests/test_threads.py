@@ -33,6 +33,17 @@ def jobs(model):
 @pytest.mark.parametrize("workers", [2, 8])
 @pytest.mark.parametrize("backend", tiny.BACKENDS)
 def test_threads_get_the_serial_numbers(backend, workers):
+    threads_agree(backend, workers, CALLS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", range(2, 9))
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_five_hundred_calls_of_two_to_eight_threads(backend, workers):
+    threads_agree(backend, workers, 500)
+
+
+def threads_agree(backend, workers, calls):
     model = tiny.fresh_host("llama", backend)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
@@ -40,7 +51,7 @@ def test_threads_get_the_serial_numbers(backend, workers):
     expected = [job() for job in every]
     torch.set_num_threads(1)
     with ThreadPoolExecutor(workers) as pool:
-        found = list(pool.map(lambda n: every[n % len(every)](), range(CALLS)))
+        found = list(pool.map(lambda n: every[n % len(every)](), range(calls)))
     for n, values in enumerate(found):
         # The order in which gradients are summed, and so the last digit, is autograd's own affair.
         assert_close(values, expected[n % len(every)], 1e-12, f"call {n} of {len(found)}")

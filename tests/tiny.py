@@ -82,6 +82,67 @@ OTHERS = {
         **_PLAIN | {"num_hidden_layers": 3}, intermediate_size=24, rotary_pct=0.5, use_parallel_residual=True
     ),
 }
+_GROUPED = {k: v for k, v in _LLAMA.items() if k != "head_dim"}
+_LATENT = {
+    **_PLAIN,
+    "intermediate_size": 24,
+    "moe_intermediate_size": 12,
+    "num_key_value_heads": HEADS,
+    "n_shared_experts": 1,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "q_lora_rank": 12,
+    "kv_lora_rank": 8,
+    "qk_nope_head_dim": 4,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
+#: Blocks in which hooks do not mean what they mean elsewhere, and what is random in train mode; bridges alone.
+UNUSUAL = {
+    "granite": lambda: transformers.GraniteConfig(
+        **_GROUPED,
+        embedding_multiplier=6.0,
+        logits_scaling=2.0,
+        residual_multiplier=0.5,
+        attention_multiplier=0.4,
+        tie_word_embeddings=False,
+    ),
+    "deepseek2": lambda: transformers.DeepseekV2Config(**_LATENT, topk_method="greedy"),
+    "deepseek3": lambda: transformers.DeepseekV3Config(**_LATENT),
+    "opt-dropout": lambda: transformers.OPTConfig(**_PLAIN, ffn_dim=24, word_embed_proj_dim=D_MODEL, dropout=0.1),
+    "opt-layerdrop": lambda: transformers.OPTConfig(
+        **_PLAIN, ffn_dim=24, word_embed_proj_dim=D_MODEL, dropout=0.0, layerdrop=0.3
+    ),
+    "bloom-dropout": lambda: transformers.BloomConfig(
+        hidden_size=D_MODEL, n_layer=LAYERS, n_head=HEADS, vocab_size=VOCAB, hidden_dropout=0.1
+    ),
+    "falcon-dropout": lambda: transformers.FalconConfig(
+        **_PLAIN, multi_query=True, parallel_attn=True, bias=False, alibi=False, hidden_dropout=0.1
+    ),
+    "starcoder2-dropout": lambda: transformers.Starcoder2Config(**_GROUPED, residual_dropout=0.1),
+    "xglm-dropout": lambda: transformers.XGLMConfig(
+        vocab_size=VOCAB,
+        max_position_embeddings=CONTEXT,
+        d_model=D_MODEL,
+        ffn_dim=24,
+        num_layers=LAYERS,
+        attention_heads=HEADS,
+        dropout=0.1,
+    ),
+    "llama-dropout": lambda: transformers.LlamaConfig(**_LLAMA, attention_dropout=0.1, tie_word_embeddings=False),
+    "mixtral-jitter": lambda: transformers.MixtralConfig(
+        **_LLAMA,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=None,
+        tie_word_embeddings=False,
+        router_jitter_noise=0.1,
+    ),
+}
+RANDOM_IN_TRAIN_MODE = tuple(name for name in UNUSUAL if name.split("-")[-1] in ("dropout", "layerdrop", "jitter"))
 TRANSFORMER_LENS = version("transformer-lens")
 BACKENDS = tuple(
     backend
@@ -107,7 +168,7 @@ def host_id(pair: tuple[str, str]) -> str:
 def directory(architecture: str) -> Path:
     """A Hugging Face directory of a tiny random model with a byte-level tokenizer."""
     path = Path(_ROOT.name) / f"tiny-{architecture}"
-    hf = random_model((CONFIGS | OTHERS)[architecture]())
+    hf = random_model((CONFIGS | OTHERS | UNUSUAL)[architecture]())
     hf.save_pretrained(path)
     byte_level_tokenizer().save_pretrained(path)
     return path
@@ -233,6 +294,29 @@ def _hooked_gemma2(dtype: torch.dtype):
         fold_value_biases=False,
     )
     return model.eval()
+
+
+def attention_only(**changes):
+    """A HookedTransformer of attention alone (or what ``changes`` make of it), for Elhage et al.'s kind of toy."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    config = {
+        "n_layers": LAYERS,
+        "d_model": D_MODEL,
+        "n_ctx": CONTEXT,
+        "d_head": D_HEAD,
+        "n_heads": HEADS,
+        "d_vocab": VOCAB,
+        "d_mlp": 24,
+        "act_fn": "gelu",
+        "attn_only": True,
+        "normalization_type": "LN",
+        "initializer_range": 0.4,
+        "dtype": torch.float64,
+        "device": "cpu",
+        "seed": 0,
+    }
+    return HookedTransformer(HookedTransformerConfig(**config | changes)).eval()
 
 
 def tokens(length: int = 7, seed: int = 0) -> list[int]:

@@ -8,14 +8,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.calculus.trace import Trace
-from lens_scopes.host import Host, special_ids, token_texts
-from lens_scopes.results.provenance import Meta, Target, Token, versions
+from lens_scopes.host import Host, special_ids, token_id, token_texts
+from lens_scopes.host.prompts import Prompt, brings_its_bos
+from lens_scopes.results.given import is_integer, listed
+from lens_scopes.results.provenance import Meta, Target, Token, plain, versions
 from lens_scopes.scopes.protocol import Scope, data_of
 from lens_scopes.scopes.state import Cotangents
 
 
 def describe(
-    run: Trace, prompt: int, made: Sequence[Cotangents], scope: Scope, freeze: Sequence[str], *, several: bool = False
+    run: Trace,
+    prompt: int,
+    made: Sequence[Cotangents],
+    scope: Scope,
+    freeze: Sequence[str],
+    written: Prompt,
+    *,
+    several: bool = False,
 ) -> Meta:
     """JSON-like facts of one prompt of a trace: what was explained, on which model, processed how.
 
@@ -25,21 +34,23 @@ def describe(
         made: the cotangents at each of its positions.
         scope: what made them.
         freeze: the parts held constant.
+        written: the prompt as the user wrote it.
         several: whether a list of positions was asked for (then position and coverage are lists).
 
     """
     host, ids = run.host, run.tokens[prompt].tolist()
-    notes = [dict(one.notes) for one in made]
+    notes = [plain(one.notes) for one in made]
     places = [_Place.of(run, prompt, n) for n in range(len(run.positions))]
     coverage = [note.get("coverage", 1.0) for note in notes]
     special = special_ids(host)
     return {
         "token_ids": ids,
+        "own_bos": brings_its_bos(host, written),
         "special": [i for i, token in enumerate(ids) if token in special],
         "scope": data_of(scope),
         "position": list(run.positions) if several else run.positions[0],
         "positions": list(run.positions),
-        "targets": [place.target(note) for place, note in zip(places, notes, strict=True)],
+        "targets": [place.target(note, scope) for place, note in zip(places, notes, strict=True)],
         "predictions": [place.predictions() for place in places],
         "model": host.name,
         "host": type(host.model).__name__,
@@ -48,7 +59,8 @@ def describe(
         "centred": run.readout.centred,
         "coverage": coverage if several else coverage[0],
         "notes": notes,
-        "freeze": [freeze] if isinstance(freeze, str) else list(freeze),
+        "freeze": listed(freeze),
+        "hooks": list(host.hooked()),
         "versions": versions(),
     }
 
@@ -66,13 +78,14 @@ class _Place:
     def of(cls, run: Trace, prompt: int, n: int) -> "_Place":
         return cls(run.host, int(run.tokens[prompt, run.positions[n]]), run.probs(prompt, n))
 
-    def target(self, note: Mapping[str, Any]) -> Target | None:
+    def target(self, note: Mapping[str, Any], scope: Scope) -> Target | None:
         """The token explained, and the one that it is held against; None for a scope that is not about a token."""
-        if "target" not in note:
+        about = note.get("target", getattr(scope, "target", None))
+        if about is None or not (isinstance(about, str) or is_integer(about)):
             return None
-        target: Target = {**self.token(note["target"])}
-        if "versus" in note:
-            target["versus"] = self.token(note["versus"])
+        target: Target = {**self.token(token_id(self.host, about))}
+        if note.get("versus") is not None:
+            target["versus"] = self.token(token_id(self.host, note["versus"]))
         return target
 
     def predictions(self, k: int = 5) -> list[Token]:

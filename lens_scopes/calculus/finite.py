@@ -2,27 +2,40 @@
 
 from collections.abc import Mapping
 
+from jaxtyping import Int
 from torch import Tensor
 
-from lens_scopes.calculus.trace import Trace
-from lens_scopes.sites import depth
+from lens_scopes.host import Host, run_to_last_residual
+from lens_scopes.sites import EMBED, FINAL, STREAM, depth
 
 
-def refuse_nonfinite(run: Trace, found: Mapping[str, Tensor]) -> None:
-    """Refuse numbers that are not finite, by the site that they belong to.
+def refuse_nonfinite(
+    host: Host, tokens: Int[Tensor, "batch pos"], found: Mapping[str, Tensor], what: str = "the gradient"
+) -> None:
+    """Refuse numbers that are not finite; the model runs once more to say where it begins.
+
+    Args:
+        host: the model.
+        tokens: the prompts that were run.
+        found: the numbers, by the site that they belong to.
+        what: what they are.
 
     Raises:
-        ValueError: naming the first activation that is not finite, else the gradient's last site, and the dtype.
+        ValueError: naming the first activation that is not finite, else the last site of the numbers (gradients run
+            backwards), and the dtype.
 
     """
     bad = [name for name, values in found.items() if not values.isfinite().all()]
     if not bad:
         return
-    layers = run.host.n_layers
-    in_order = sorted(run.sites, key=lambda name: depth(name, layers))
-    where, what = next((name for name in in_order if not run.sites[name].isfinite().all()), None), "the activation"
-    if where is None:  # gradients run backwards: the last site that has it is where it begins
-        where, what = max(bad, key=lambda name: depth(name, layers)), "the gradient"
-    dtype = str(run.sites[where].dtype).removeprefix("torch.")
-    msg = f"NaN or infinity: {what} at {where} is the first that has it, in {dtype}; try float32 or bfloat16"
+    names = [EMBED, *(kind.format(layer) for layer in range(host.n_layers) for kind in STREAM.values())]
+    stream = sorted((name for name in names if name in host.available), key=lambda name: depth(name, host.n_layers))
+    activations = run_to_last_residual(host, tokens, stream, grad=False).sites
+    first = next((name for name in stream if not activations[name].isfinite().all()), None)
+    where = f"the activation at {first}"
+    if first is None:
+        last = max(bad, key=lambda name: depth(name, host.n_layers))
+        where = "the final norm or the unembedding" if last == FINAL else f"{what} at {last}"
+    dtype = str(host.dtype).removeprefix("torch.")
+    msg = f"NaN or infinity: {where} is the first that has it, in {dtype}; try float32 or bfloat16"
     raise ValueError(msg)

@@ -23,7 +23,8 @@ PATTERN = "blocks.{}.attn.hook_pattern"
 def block_sites(host: Host, layer: int) -> list[str]:
     """What the ledger reads in one block, in the order of the forward pass."""
     kinds = ["resid_pre", "q", "k", "v", "pattern", "z"]
-    kinds += ["mlp_out"] if is_parallel(host, layer) else ["resid_mid", "mlp_out"]
+    if host.has_mlps:
+        kinds += ["mlp_out"] if is_parallel(host, layer) else ["resid_mid", "mlp_out"]
     patterns = STREAM | HEADS | {"pattern": PATTERN}
     return [patterns[kind].format(layer) for kind in kinds]
 
@@ -66,7 +67,7 @@ class Ledger:
             self.stream.append(self._influence(name, tangent).sum(-1))
             return
         self._block[kind] = (value, tangent.reshape(self.gradients[name].shape) if name in self.gradients else tangent)
-        if kind == "mlp_out":
+        if kind == ("mlp_out" if self.host.has_mlps else "z"):
             self._book(len(self.mlps))
             self._block = {}
 
@@ -79,7 +80,7 @@ class Ledger:
         influence = {kind: self._influence(names[kind], self._block[kind][1]) for kind in names if kind != "pattern"}
         heads = influence["z"].sum((1, 3))
         self.heads.append(heads)
-        self.mlps.append(influence["mlp_out"].sum((1, 2)))
+        self.mlps.append(influence["mlp_out"].sum((1, 2)) if self.host.has_mlps else torch.zeros_like(self.total))
         self.stream.append(influence["resid_pre"].sum(-1))
         # What goes past the branches of the block: the old tangent against the gradient after it.
         after = self.gradients[STREAM["resid_post"].format(layer)]

@@ -8,6 +8,7 @@ import torch
 
 from lens_scopes.calculus.trace import Trace
 from lens_scopes.host import Host
+from lens_scopes.results.given import Integer, integer
 
 # Tokens of prompts that run together where no budget is given: more gain nothing on a CPU, and fit any GPU.
 _TOKENS = 4096
@@ -16,12 +17,14 @@ _budget: ContextVar[int | None] = ContextVar("memory budget in bytes", default=N
 
 
 @contextmanager
-def memory_budget(size: int) -> Iterator[None]:
+def memory_budget(size: Integer | float) -> Iterator[None]:
     """How many bytes one chunk of cotangents, tangents or prompts may take, within the block.
 
     Without it: a quarter of the free GPU memory; on the CPU 64 MiB, since chunks that outgrow the caches are slower (a
     12-layer model: 16 cotangents at once took twice as long as four by four).
     """
+    if not isinstance(size, float) or not size.is_integer():  # 2e9 is a whole number of bytes
+        integer(size, "a memory budget (in bytes)", 1)
     token = _budget.set(int(size))
     try:
         yield
@@ -33,7 +36,7 @@ def rows_at_once(run: Trace, rows: int) -> int:
     """How many cotangents to pull back together, in chunks of nearly equal size."""
     batch, pos = run.tokens.shape
     # Per row: the gradients of all sites, and the widest layer's own.
-    held = sum(handle.numel() for handles in run.handles.values() for handle in handles)
+    held = sum(handle.numel() for handle in run.handles.values())
     most = max(1, _bytes(run) // (run.y.element_size() * (held + batch * pos * _widest(run.host, pos))))
     return -(-rows // -(-rows // most))
 

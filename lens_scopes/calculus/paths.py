@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_scopes.calculus.directions import directions, lengths
+from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.ledger import is_parallel
 from lens_scopes.calculus.memory import lanes_at_once
 from lens_scopes.calculus.pullback import Rows, pull_back
@@ -58,7 +59,7 @@ def search(run: Trace, made: Cotangents, sources: Sequence[int] | None, k: int, 
 
 def path_sites(host: Host) -> list[str]:
     """The sites whose gradients a search needs."""
-    needed = [HEADS["z"], STREAM["resid_post"], STREAM["mlp_out"]]
+    needed = [HEADS["z"], STREAM["resid_post"], *([STREAM["mlp_out"]] if host.has_mlps else [])]
     needed += [] if is_parallel(host, 0) else [STREAM["resid_mid"]]
     return [EMBED, *(kind.format(layer) for layer in range(host.n_layers) for kind in needed)]
 
@@ -85,9 +86,14 @@ def strongest_paths(
     total = float((gradients[EMBED].double() * directions.double()).sum())
     first = STREAM["resid_pre"].format(0)
     start = _tangents_at(run, EMBED, directions[None], first)
-    now = _Beam(torch.empty(1, 0, dtype=torch.long), start, torch.tensor([total], dtype=torch.float64))
+    now = _Beam(
+        start.new_empty((1, 0), dtype=torch.long, device="cpu"),
+        start,
+        start.new_full((1,), total, dtype=torch.float64, device="cpu"),
+    )
     for layer in range(run.host.n_layers):
         now = _extend(run, gradients, now, layer, beam)
+    refuse_nonfinite(run.host, run.tokens, {EMBED: now.influence})
     order = now.influence.abs().argsort(descending=True)[:k].tolist()
     rows = [
         {
@@ -107,12 +113,13 @@ def _extend(run: Trace, gradients: dict[str, Tensor], now: _Beam, layer: int, be
     moved = _tangents_at(run, before, now.tangents, z)
     by_head = torch.einsum("rqhd,prqhd->ph", gradients[z].double(), moved.double())
     if is_parallel(run.host, layer):
-        mlp = STREAM["mlp_out"].format(layer)
-        through_mlp = _tangents_at(run, before, now.tangents, mlp)
         skip = torch.einsum(
             "rtd,prtd->p", gradients[STREAM["resid_post"].format(layer)].double(), now.tangents.double()
         )
-        skip = skip + torch.einsum("rtd,prtd->p", gradients[mlp].double(), through_mlp.double())
+        if run.host.has_mlps:
+            mlp = STREAM["mlp_out"].format(layer)
+            through_mlp = _tangents_at(run, before, now.tangents, mlp)
+            skip = skip + torch.einsum("rtd,prtd->p", gradients[mlp].double(), through_mlp.double())
     else:
         middle = gradients[STREAM["resid_mid"].format(layer)]
         skip = torch.einsum("rtd,prtd->p", middle.double(), now.tangents.double())
@@ -179,7 +186,7 @@ def _masks(run: Trace, layer: int, choice: Int[Tensor, " lane"]) -> list[Hook]:
         return without_skip(activation.detach() + moved, hook)
 
     hooks: list[Hook] = [(STREAM["resid_pre"].format(layer), keep), (HEADS["z"].format(layer), one_head)]
-    if is_parallel(host, layer):
+    if is_parallel(host, layer) and host.has_mlps:
         return [*hooks, (STREAM["mlp_out"].format(layer), skip_or_nothing)]
     return [*hooks, (STREAM["attn_out"].format(layer), without_skip)]
 

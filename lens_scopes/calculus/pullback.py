@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.calculus.memory import rows_at_once
+from lens_scopes.calculus.reach import refuse_lost
 from lens_scopes.calculus.trace import Trace
 from lens_scopes.scopes.state import Cotangents
 
@@ -29,7 +30,9 @@ class Rows:
     def of(cls, cotangents: Sequence[Sequence[Cotangents]]) -> "Rows":
         """From cotangents by prompt and position."""
         return cls(
-            tuple(torch.cat([c.vectors for c in row]) if row else torch.empty(0, 0) for row in cotangents),
+            tuple(
+                torch.cat([c.vectors for c in row]) if row else torch.empty(0, 0, device="cpu") for row in cotangents
+            ),
             tuple(tuple(n for n, c in enumerate(row) for _ in range(len(c.vectors))) for row in cotangents),
         )
 
@@ -54,26 +57,31 @@ class Rows:
 def pull_back(run: Trace, rows: Rows, site: str) -> Iterator[tuple[slice, dict[str, Tensor]]]:
     """Jᵀv for all rows at all open sites of the trace, from cotangents at ``site``; zero where nothing flows.
 
+    A site before ``site`` that no gradient comes back to is warned of or refused (``reach.refuse_lost``).
+
     Yields runs of rows with, by site name, gradients [row, batch, pos, ...] in the model's dtype. The caller reduces
     them at once: gradients of all sites and rows never exist together.
     """
     output = run.output(site)
-    inputs = [handle for handles in run.handles.values() for handle in handles]
+    inputs = list(run.handles.values())
     size = rows_at_once(run, len(rows))
     for start in range(0, len(rows), size):
         chunk = slice(start, min(start + size, len(rows)))
-        gradients = iter(_vjp(output, inputs, rows.at(chunk, output)))
-        found = {}
-        for name, handles in run.handles.items():
-            candidates = [next(gradients) for _ in handles]
-            got = next((g for g in candidates if g is not None), None)
+        gradients = _vjp(output, inputs, rows.at(chunk, output))
+        found, unreached = {}, []
+        for name, got in zip(run.handles, gradients, strict=True):
+            unreached += [name] if got is None else []
             zero = run.sites[name].new_zeros(()).expand(chunk.stop - start, *run.sites[name].shape)
             found[name] = zero if got is None else got
+        if start == 0:
+            refuse_lost(run.host, unreached, site, {name for name, _ in run.held})
         yield chunk, found
 
 
 def _vjp(output: Tensor, inputs: list[Tensor], cotangents: Tensor) -> tuple[Tensor | None, ...]:
     """One backward for all rows; one for each where an operation of the model cannot be batched."""
+    if not output.requires_grad:
+        return (None,) * len(inputs)
 
     def single(row: Tensor) -> tuple[Tensor | None, ...]:
         return torch.autograd.grad(output, inputs, row, retain_graph=True, allow_unused=True)

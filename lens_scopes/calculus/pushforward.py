@@ -1,7 +1,8 @@
 """Jacobian-vector products: a tangent set at one place of the stream, and what becomes of it everywhere after."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,10 +13,14 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from lens_scopes.calculus.reach import refuse_lost
 from lens_scopes.host import Host, run_to_last_residual
+from lens_scopes.host.capture import entrance
 from lens_scopes.host.freeze import holding
 from lens_scopes.host.model import Hook
 from lens_scopes.host.readout import final_norm
+from lens_scopes.host.undo import undone
+from lens_scopes.sites import FINAL
 
 # torch has one level of dual numbers for the whole process, not one for each thread.
 _one_at_a_time = threading.RLock()
@@ -96,18 +101,22 @@ def push_forward(
 
     """
     lanes = tokens.reshape(1, -1).expand(len(tangents), -1)
+    source = entrance(host, source)  # where a value that is given back goes on whole
     push = _Push(host, lanes, source, tangents, position, sites, visitor, hooks, until)
     try:
         with host.alone(), _one_at_a_time:
-            return _forward_mode(push)
+            pushed = _forward_mode(push)
     except (NotImplementedError, RuntimeError) as failure:
         if isinstance(failure, torch.OutOfMemoryError) or "forward" not in str(failure).lower():
             raise
-        return _two_reverse_passes(push)
+        pushed = None
+    return pushed or _two_reverse_passes(push)
 
 
-def _forward_mode(push: _Push) -> Pushed:
+def _forward_mode(push: _Push) -> Pushed | None:
+    """None where the tangent did not arrive: some hosts go on without the one that a hook's value carries."""
     host, visitor = push.host, push.visitor()
+    arrived: list[bool] = []
 
     def start(activation: Tensor, hook: object) -> Tensor:  # noqa: ARG001
         return forward_ad.make_dual(activation.detach(), push.tangents.to(activation))
@@ -116,27 +125,49 @@ def _forward_mode(push: _Push) -> Pushed:
         def see(activation: Tensor, hook: object) -> Tensor:  # noqa: ARG001
             value, tangent = forward_ad.unpack_dual(activation)
             visitor.visit(name, value, torch.zeros_like(value) if tangent is None else tangent)
+            arrived[:] = [tangent is not None]
             return activation
 
         return see
 
-    with torch.inference_mode(mode=False), torch.no_grad(), forward_ad.dual_level(), _StillWeights():
+    with torch.inference_mode(mode=False), torch.enable_grad(), _dual_level(), _StillWeights(len(push.tokens)):
         all_hooks = [(push.source, start), *push.hooks, *((name, seeing(name)) for name in push.sites)]
-        last = run_to_last_residual(host, push.tokens, grad=False, hooks=all_hooks, until=push.until).last
+        last = run_to_last_residual(host, push.tokens, hooks=all_hooks, until=push.until).last
         if push.until is not None:
-            return Pushed(None, "forward mode", visitor)
+            return Pushed(None, "forward mode", visitor) if arrived == [True] else None
         with host.frozen(), holding(host, push.hooks):
             y = final_norm(host, last[:, push.position])
-        value, tangent = forward_ad.unpack_dual(y)
-        return Pushed(torch.zeros_like(value) if tangent is None else tangent, "forward mode", visitor)
+        tangent = forward_ad.unpack_dual(y).tangent
+        return None if tangent is None else Pushed(tangent, "forward mode", visitor)
+
+
+@contextmanager
+def _dual_level() -> Iterator[None]:
+    """torch's own, of which there is one; left for certain: an interrupt on the way out would keep it for good."""
+    pending = [forward_ad._current_level < 0]  # inside a user's own level, torch refuses another
+
+    def leave() -> None:
+        with _one_at_a_time:
+            if pending[0] and forward_ad._current_level >= 0:
+                forward_ad.exit_dual_level()
+            pending[0] = False
+
+    with undone(leave):
+        forward_ad.enter_dual_level()
+        yield
 
 
 class _StillWeights(TorchFunctionMode):
     """Linear layers whose weights do not move: the tangent goes through the same layer, without its bias.
 
     Autograd would also multiply the activation with the weight's tangent, a matrix of zeros: a third matrix product
-    for each layer, which is most of what a pass costs.
+    for each layer, which is most of what a pass costs. And where all lanes hold the same value (one prompt, several
+    tangents), the layer's own output is worked out for one of them: a hook that treats them differently parts them.
     """
+
+    def __init__(self, lanes: int):
+        super().__init__()
+        self.lanes = lanes
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if kwargs or function not in (functional.linear, torch.addmm):
@@ -148,7 +179,17 @@ class _StillWeights(TorchFunctionMode):
         if tangent is None or any(forward_ad.unpack_dual(x).tangent is not None for x in still):
             return function(*args)
         moved = tangent @ weight if function is torch.addmm else functional.linear(tangent, weight)
-        return forward_ad.make_dual(function(*args[:at], value, *args[at + 1 :]), moved)
+        return forward_ad.make_dual(self._once(lambda x: function(*args[:at], x, *args[at + 1 :]), value), moved)
+
+    def _once(self, layer: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+        """The layer's output; lanes come first, alone or together with positions."""
+        if self.lanes == 1 or value.shape[0] % self.lanes:
+            return layer(value)
+        by_lane = value.unflatten(0, (self.lanes, -1))
+        if not torch.equal(by_lane, by_lane[:1].expand_as(by_lane)):
+            return layer(value)
+        out = layer(by_lane[0])
+        return out.expand(self.lanes, *out.shape).flatten(0, 1).contiguous()  # some layers write into it
 
 
 def _two_reverse_passes(push: _Push) -> Pushed:
@@ -163,11 +204,24 @@ def _two_reverse_passes(push: _Push) -> Pushed:
         outputs = [*(captured.sites[name] for name in opened[1:]), *([] if y is None else [y])]
         dummies = [torch.zeros_like(out, requires_grad=True) for out in outputs]
         reached = [(out, c) for out, c in zip(outputs, dummies, strict=True) if out.grad_fn is not None]
-        (back,) = torch.autograd.grad([o for o, _ in reached], start, [c for _, c in reached], create_graph=True)
-        moved = torch.autograd.grad(back, dummies, tangents.to(back), allow_unused=True)
+        back = _back(reached, start)
+        moved = [None] * len(dummies)
+        if back is not None:
+            moved = torch.autograd.grad(back, dummies, tangents.to(back), allow_unused=True)
+    if outputs and moved[-1] is None:
+        refuse_lost(host, [push.source], push.until or FINAL, {name for name, _ in push.hooks})
     found = [torch.zeros_like(c) if m is None else m for m, c in zip(moved, dummies, strict=True)]
     by_name = {push.source: tangents.to(start)} | dict(zip(opened[1:], found, strict=False))
     for name in push.sites:
         same = captured.sites[name] is start  # a site under another name: nothing happens in between
         visitor.visit(name, captured.sites[name].detach(), by_name[push.source] if same else by_name[name])
     return Pushed(None if y is None else found[-1], "two reverse passes", visitor)
+
+
+def _back(reached: Sequence[tuple[Tensor, Tensor]], start: Tensor) -> Tensor | None:
+    """Jᵀc at the source, in a graph that knows c; None where nothing of the source arrives."""
+    outputs = [out for out, _ in reached]
+    if not outputs:
+        return None
+    cotangents = [c for _, c in reached]
+    return torch.autograd.grad(outputs, start, cotangents, create_graph=True, allow_unused=True)[0]

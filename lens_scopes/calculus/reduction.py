@@ -65,6 +65,7 @@ def combined(
     rows: Float[Tensor, "row site pos *head"], cotangents: Sequence[Cotangents], units: Units, signed: bool
 ) -> tuple[Float[Tensor, "target site pos *head"], Float[Tensor, "probe target site pos *head"] | None]:
     """The scores of one prompt from its reduced rows, position by position; and what each random probe contributed."""
+    rows = rows.double() if units == "squared" else rows  # weights may be far below what float32 holds
     quadratic = rows.square() if signed else rows
     values, probes, start = [], [], 0
     for made in cotangents:

@@ -1,18 +1,22 @@
 """One forward pass kept alive: the open sites of a batch of equally long prompts, and the state at the end of each."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.host import Host, Readout, read_out, run_to_last_residual, token_id, twin_of
+from lens_scopes.host.axes import refuse_axes
+from lens_scopes.host.capture import Captured
 from lens_scopes.host.freeze import freezing_hooks, holding
 from lens_scopes.host.model import Hook
 from lens_scopes.host.readout import final_norm, raw_logits
-from lens_scopes.scopes.state import FinalState
-from lens_scopes.sites import EMBED, FINAL, STREAM, depth
+from lens_scopes.scopes.state import FinalState, FinalStates
+from lens_scopes.sites import FINAL
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +29,7 @@ class Trace:
     positions: tuple[int, ...]
     sites: Mapping[str, Tensor]
     """By name, [batch, pos, d_model] or [batch, pos, head, d_head]."""
-    handles: Mapping[str, tuple[Tensor, ...]]
+    handles: Mapping[str, Tensor]
     last: Float[Tensor, "batch position d_model"]
     """The last residual stream at the positions, inside the graph."""
     y: Float[Tensor, "batch position d_model"]
@@ -42,8 +46,9 @@ class Trace:
         raw = self.raw[prompt, index]
         slope = self.readout.slope(raw)
         return FinalState(
-            y=self.y[prompt, index].detach().to(work),
-            logits=self.readout.transform(raw).detach().to(work),
+            # Copies: a scope may edit what it gets.
+            y=self.y[prompt, index].detach().to(work, copy=True),
+            logits=self.readout.transform(raw).detach().to(work, copy=True),
             weight=self.readout.weight,
             slope=None if slope is None else slope.to(work),
             tokens=tuple(self.tokens[prompt].tolist()),
@@ -54,13 +59,50 @@ class Trace:
             norm_has_bias=self.readout.norm_has_bias,
             token_id=lambda token: token_id(host, token),
             twin=lambda text: twin_of(host, text),
-            norm_jacobian=self._norm_jacobian(prompt, index),
             stream={
-                name: site[prompt, self.positions[index]].detach().to(work)
+                name: site[prompt, self.positions[index]].detach().to(work, copy=True)
                 for name, site in self.sites.items()
                 if site.ndim == 3
             },
         )
+
+    def states(
+        self, reference: FinalState, last: Float[Tensor, "row d_model"], stream: Mapping[str, Tensor]
+    ) -> FinalState:
+        """The ends of other runs with the same way out, from their last residual streams at the position.
+
+        Args:
+            reference: the state of this run at the position.
+            last: by run.
+            stream: of the runs, at the open sites.
+
+        """
+        y = final_norm(self.host, last).to(reference.y)
+        read = partial(self._reading(reference), y)
+        # Copies: a scope may edit what it gets.
+        return FinalStates(reference, y.clone(), read, {name: at.to(y, copy=True) for name, at in stream.items()})
+
+    def _reading(self, reference: FinalState) -> Callable[[Tensor, int | None], Tensor]:
+        host, readout, dtype = self.host, self.readout, self.raw.dtype
+        allowed = (1e-5 if dtype in (torch.float32, torch.float64) else 1e-2) * reference.logits.abs().max()
+        as_it_is = not any(name.startswith("unembed") for name in host.hooked())
+
+        def whole(y: Tensor) -> Tensor:
+            return readout.transform(raw_logits(host, y.to(dtype))).to(reference.logits)
+
+        def column(y: Tensor, token: int) -> Tensor:
+            raw = y.to(dtype) @ readout.weight[token]
+            bias = getattr(host.model, "b_U", None)
+            return readout.transform(raw if bias is None else raw + bias[token]).to(reference.logits)
+
+        def read(y: Tensor, token: int | None) -> Tensor:
+            if token is None:
+                return whole(y)
+            # One row of the unembedding is enough where it gives what the model's own run gave.
+            enough = as_it_is and (column(reference.y, token) - reference.logits[token]).abs() <= allowed
+            return column(y, token) if enough else whole(y)[..., token]
+
+        return read
 
     def probs(self, prompt: int, index: int) -> Float[Tensor, " vocab"]:
         """The next-token distribution of one prompt at one of the positions, in float64."""
@@ -69,19 +111,6 @@ class Trace:
     def output(self, site: str) -> Float[Tensor, "batch position d_model"]:
         """The tensor that cotangents at a site are contracted with: y, or an inner site at the positions."""
         return self.y if site == FINAL else self.sites[site][:, list(self.positions)]
-
-    def _norm_jacobian(self, prompt: int, index: int) -> Callable[[], Tensor]:
-        host, held, x = self.host, self.held, self.last[prompt, index].detach()
-
-        def jacobian() -> Tensor:
-            with torch.inference_mode(mode=False), torch.enable_grad(), host.frozen(), holding(host, held):
-                leaf = x.clone().requires_grad_()
-                y = final_norm(host, leaf)
-                eye = torch.eye(len(leaf), dtype=y.dtype, device=y.device)
-                (rows,) = torch.autograd.grad(y, leaf, eye, is_grads_batched=True)
-            return rows.to(torch.promote_types(rows.dtype, torch.float32))
-
-        return jacobian
 
 
 def trace(
@@ -94,32 +123,40 @@ def trace(
     """Run the model once on prompts of one length and keep the given sites open; ``freeze``: see ``host.freeze``.
 
     Raises:
-        ValueError: NaN or infinity at the end; the text names the first site that has it.
+        ValueError: NaN or infinity at the end; the text names the first site that has it. Or a site that is not
+            laid out by position.
         RuntimeError: dropout in train mode, a hook that never fires, or a readout that does not match the model.
 
     """
     host.refuse_dropout()
     with host.alone(), torch.inference_mode(mode=False):
         tokens = tokens.clone()  # ids made under inference_mode cannot enter a graph
-        readout = read_out(host, tokens)
         held = freezing_hooks(host, freeze)
         captured = run_to_last_residual(host, tokens, sites, hooks=held)
+        refuse_axes(host, tokens, captured.sites)
+        return trace_of(host, tokens, captured, positions, held)
+
+
+def trace_of(
+    host: Host,
+    tokens: Int[Tensor, "batch pos"],
+    captured: Captured,
+    positions: Sequence[int],
+    held: Sequence[Hook] = (),
+) -> Trace:
+    """The trace of a run that was captured already: its way out, at the positions.
+
+    Raises:
+        ValueError: NaN or infinity at the end; the text names the first site that has it.
+        RuntimeError: a readout that does not match the model.
+
+    """
+    with host.alone(), torch.inference_mode(mode=False):
+        readout = read_out(host, tokens)
         with torch.enable_grad(), host.frozen(), holding(host, held):
             last = captured.last[:, list(positions)]
             y = final_norm(host, last)
         with torch.no_grad():
             raw = raw_logits(host, y)
-            if not (y.isfinite().all() and raw.isfinite().all()):
-                _refuse_nonfinite(host, tokens)
+            refuse_nonfinite(host, tokens, {FINAL: torch.cat([y.flatten(), raw.flatten()])})
     return Trace(host, readout, tokens, tuple(positions), captured.sites, captured.handles, last, y, raw, tuple(held))
-
-
-def _refuse_nonfinite(host: Host, tokens: Int[Tensor, "batch pos"]) -> None:
-    """Run again with the whole stream open, to say where it begins."""
-    names = [EMBED, *(kind.format(layer) for layer in range(host.n_layers) for kind in STREAM.values())]
-    stream = sorted((name for name in names if name in host.available), key=lambda name: depth(name, host.n_layers))
-    found = run_to_last_residual(host, tokens, stream, grad=False).sites
-    where = next((name for name in stream if not found[name].isfinite().all()), "the final norm or the unembedding")
-    dtype = str(host.dtype).removeprefix("torch.")
-    msg = f"NaN or infinity: the activation at {where} is the first that has it, in {dtype}; try float32 or bfloat16"
-    raise ValueError(msg)

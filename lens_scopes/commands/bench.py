@@ -20,6 +20,7 @@ from lens_scopes.commands.terminal import (
     one_line_errors,
     quiet,
     say,
+    say_where,
     scope_of,
 )
 from lens_scopes.results import files
@@ -62,7 +63,7 @@ def bench(
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
 ) -> None:
     """Ablate what each method ranks highest, on every prompt, and write the table as Markdown and Parquet."""
-    with one_line_errors():
+    with one_line_errors("bench"):
         read = _prompts(prompts)[:limit]
         out.mkdir(parents=True, exist_ok=True)
         with quiet():
@@ -83,7 +84,7 @@ def bench(
         table.save(out / "table.safetensors")
         files.write(out / "summary.parquet", table.to_dataframe().to_parquet())
         files.write(out / "per_prompt.parquet", table.per_prompt().to_parquet())
-        files.write(out / "table.md", f"{table.to_markdown()}\n".encode())
+        files.write(out / "table.md", f"{table.to_markdown()}\n")
         say(table.to_markdown(), f"{len(read)} prompts; everything is in {out.resolve()}")
 
 
@@ -101,7 +102,7 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="A directory for the comparison, a page and Parquet.")] = None,
 ) -> None:
     """Predict the effect of every activation patch by a scope, measure it, and say how well the two agree."""
-    with one_line_errors():
+    with one_line_errors("compare"):
         recipe = scope_of(scope, target, versus, passes, None)
         names = [name.strip() for name in sites.split(",")]
         with quiet():
@@ -114,9 +115,13 @@ def compare(
             found.save(out / "comparison.safetensors")
             files.write(out / "comparison.parquet", found.to_dataframe().to_parquet())
             parts = (found._repr_html_(), predicted._repr_html_(), measured._repr_html_())
-            files.write(out / "comparison.html", markup.page("Predicted and measured patches", *parts).encode())
+            files.write(out / "comparison.html", markup.page("Predicted and measured patches", *parts))
         numbers = found.summary() | ({"gap": predicted.meta["gap"]} if steps > 1 else {})
         say(*(f"{name:>16}  {markup.number(value)}" for name, value in numbers.items()))
+        say_where(out)
+
+
+_WRITE = 'write {"text": "..."}, {"tokens": [1, 2]} or "..."'
 
 
 def _prompts(path: Path) -> list[Any]:
@@ -127,12 +132,12 @@ def _prompts(path: Path) -> list[Any]:
         try:
             entry = json.loads(line)
         except json.JSONDecodeError as failure:
-            msg = f"line {number} of {path} is not JSON: {failure}"
+            msg = f"line {number} of {path} is not JSON ({failure}), got {line[:40]!r}; {_WRITE}"
             raise ValueError(msg) from None
         if isinstance(entry, dict):
             entry = next((entry[key] for key in ("tokens", "text", "prompt") if key in entry), None)
         if not isinstance(entry, str | list):
-            msg = f'line {number} of {path}: write {{"text": "..."}}, {{"tokens": [1, 2]}} or a string'
+            msg = f"line {number} of {path} is no prompt, got {line[:40]}; {_WRITE}"
             raise ValueError(msg)  # noqa: TRY004 - the file's content, not a Python type
         read.append(entry)
     return read
@@ -142,5 +147,5 @@ def _numbers(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        msg = f"--fractions got {text!r}; write numbers between 0 and 1, by commas"
+        msg = f"--fractions got {text!r}; write numbers between 0 and 1, by commas, e.g. 0.05,0.1"
         raise ValueError(msg) from None

@@ -6,6 +6,7 @@ error is one line and exit code 2; with LENS_SCOPES_TRACEBACK=1 in the environme
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,10 +32,11 @@ from lens_scopes.commands.terminal import (
     one_line_errors,
     quiet,
     say,
+    say_where,
     scope_of,
 )
 from lens_scopes.results import files
-from lens_scopes.results.provenance import prompt_text, scope_text
+from lens_scopes.results.provenance import plain, prompt_text, scope_text, versions
 from lens_scopes.views import choosing, markup
 
 app = typer.Typer(
@@ -44,6 +46,22 @@ app = typer.Typer(
     help="Jacobian Scopes for TransformerLens: which tokens, at which layer, a prediction depends on.",
     epilog="LENS_SCOPES_TRACEBACK=1 in the environment shows the whole traceback of an error.",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        known = ", ".join(f"{name} {number}" for name, number in versions().items() if name != "lens-scopes")
+        typer.echo(f"lens-scopes {ls.__version__} ({known})")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the versions and exit.")
+    ] = False,
+) -> None:
+    """Jacobian Scopes for TransformerLens: which tokens, at which layer, a prediction depends on."""
 
 
 @app.command(
@@ -87,7 +105,7 @@ def score(
     save_path: Annotated[Path | None, typer.Option("--save", help="Write what Scores.load reads.")] = None,
 ) -> None:
     """Score the tokens of a PROMPT and print a table, or write the scores to files."""
-    with one_line_errors():
+    with one_line_errors("score"):
         recipe = scope_of(scope, target, versus, passes, rank)
         prompts = prompts_of(prompt, prompts_path)
         by = spans_of(spans) if spans else aggregate
@@ -113,9 +131,9 @@ def score(
         if save_path is not None:
             found[0].save(save_path)
         if html_path is not None:
-            shown = [choosing.static(one, None if view is None else choosing.choose(one, view)) for one in found]
+            drawn = [choosing.static(one, None if view is None else choosing.choose(one, view)) for one in found]
             called = prompts[0] if prompt is not None else f"{len(prompts)} prompts"
-            files.write(html_path, markup.page(f"{scope_text(found[0].meta)}: {called}", *shown).encode())
+            files.write(html_path, markup.page(f"{scope_text(found[0].meta)}: {called}", *drawn))
         if json_path is not None:
             _write_json(found, json_path, lines=prompts_path is not None)
         if save_path is html_path is json_path is None:
@@ -123,6 +141,7 @@ def score(
                 if prompts_path is not None:
                     say(f"{n}: {markup.visible(prompt_text(scores.meta, scores.tokens), 100)}")
                 say(*tables.of_scores(scores))
+        say_where(save_path, html_path, json_path)
 
 
 @app.command(
@@ -139,7 +158,7 @@ def flow(
     rank: Rank = None,
     position: Annotated[int, typer.Option(help="Whose next token.")] = -1,
     sources: Annotated[
-        str | None, typer.Option(help="'each', or positions by commas. (default: all tokens together)")
+        str | None, typer.Option(help="'each', or positions or tokens by commas. (default: all tokens together)")
     ] = None,
     edges: Annotated[bool, typer.Option("--edges", help="Keep which token reads which, by head.")] = False,
     top: Annotated[int, typer.Option(help="How many heads and MLPs to print.")] = 10,
@@ -151,12 +170,11 @@ def flow(
     save_path: Annotated[Path | None, typer.Option("--save", help="Write what Flow.load reads.")] = None,
 ) -> None:
     """Split the scores of a PROMPT over heads, MLPs and positions, and print what carries most."""
-    with one_line_errors():
+    with one_line_errors("flow"):
         recipe = scope_of(scope, target, versus, passes, rank)
         with quiet():
             loaded = model_of(model, backend)
-            wanted = None if sources is None else _positions(sources, "each", "--sources")
-            rows = [wanted] if isinstance(wanted, int) else wanted
+            rows = sources if sources in (None, "each") else [_position_or_token(part) for part in sources.split(",")]
             found = ls.flow(loaded, prompt, recipe, position=position, sources=rows, edges=edges)
             routes = found.paths(paths) if paths else None
         if save_path is not None:
@@ -164,6 +182,7 @@ def flow(
         if html_path is not None:
             ls.report(found, html_path)
         say(*tables.of_flow(found, top, routes))
+        say_where(save_path, html_path)
 
 
 @app.command(epilog="Example: lens-scopes demo --backend bridge --out demo.html")
@@ -173,7 +192,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Which prompts.")] = 1,
 ) -> None:
     """Run the main job on the model that ships with the package: prompts whose causes are known, three scopes each."""
-    with one_line_errors():
+    with one_line_errors("demo"):
         with quiet():
             model = ls.demo.load(backend.value)
         figures = []
@@ -190,7 +209,7 @@ def demo(
                 }
             say(*tables.of_case(case, found))
             figures += [scores._repr_html_() for scores in found.values()]
-        files.write(out, markup.page("lens_scopes: the demo model", *figures).encode())
+        files.write(out, markup.page("lens_scopes: the demo model", *figures))
         say(f"All layers of every score are in {out.resolve()}")
 
 
@@ -208,8 +227,12 @@ def main() -> None:
 def _positions(text: str, word: str, option: str) -> Any:
     if text == word:
         return word
-    numbers = [integer(part, option) for part in text.split(",")]
+    numbers = [integer(part, option, word) for part in text.split(",")]
     return numbers if "," in text else numbers[0]
+
+
+def _position_or_token(text: str) -> int | str:
+    return int(text) if re.fullmatch(r"\s*-?\d+\s*", text) else text
 
 
 def _write_json(found: list[ls.Scores], path: Path, *, lines: bool) -> None:
@@ -218,7 +241,7 @@ def _write_json(found: list[ls.Scores], path: Path, *, lines: bool) -> None:
     if str(path) == "-":
         typer.echo(text, nl=False)
     else:
-        files.write(path, text.encode())
+        files.write(path, text)
 
 
 def _as_json(scores: ls.Scores, indent: int | None) -> str:
@@ -230,4 +253,4 @@ def _as_json(scores: ls.Scores, indent: int | None) -> str:
         "stderr": None if scores.stderr is None else scores.stderr.tolist(),
         "meta": dict(scores.meta),
     }
-    return json.dumps(content, ensure_ascii=False, indent=indent, default=str)
+    return json.dumps(plain(content), indent=indent)  # in ASCII, which every terminal and pipe has

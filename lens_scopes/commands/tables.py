@@ -10,7 +10,7 @@ from rich.text import Text
 from lens_scopes.results.flow import Flow
 from lens_scopes.results.provenance import UNITS, scope_text, tokens_of
 from lens_scopes.results.scores import Scores
-from lens_scopes.sites import EMBED
+from lens_scopes.sites import EMBED, short
 from lens_scopes.views import markup
 from lens_scopes.views.scores import columns_of
 
@@ -60,11 +60,10 @@ def _one_position(scores: Scores) -> Iterable[Any]:
 
 def _columns(scores: Scores) -> list[tuple[str, Scores]]:
     """One column per site, or per site and head."""
-    short = {site: site.replace("blocks.", "").replace("hook_", "") for site in scores.coords["site"]}
     if "head" not in scores.dims:
-        return [(short[site], scores.sel(site=site)) for site in scores.coords["site"]]
+        return [(short(site), scores.sel(site=site)) for site in scores.coords["site"]]
     return [
-        (f"{short[site]} {head}", scores.sel(site=site, head=head))
+        (f"{short(site)} {head}", scores.sel(site=site, head=head))
         for site in scores.coords["site"]
         for head in scores.coords["head"]
     ]

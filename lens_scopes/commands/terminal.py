@@ -4,13 +4,16 @@ What the user asked for goes to stdout, everything else (errors, what other libr
 error is one line and exit code 2.
 """
 
+import codecs
 import contextlib
+import io
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from enum import Enum
 from inspect import signature
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -81,12 +84,12 @@ def token(text: str) -> str | int:
     return int(text[1:]) if text.startswith("#") and text[1:].isdigit() else text
 
 
-def integer(text: str, option: str) -> int:
-    """A number out of an option."""
+def integer(text: str, option: str, word: str) -> int:
+    """A whole number out of an option that also takes a word."""
     try:
         return int(text)
     except ValueError:
-        msg = f"{option} got {text!r}, which is not a number; see lens-scopes score --help"
+        msg = f"{option} got {text!r}, which is not a number; write a whole number or {word!r}"
         raise ValueError(msg) from None
 
 
@@ -94,18 +97,51 @@ def integer(text: str, option: str) -> int:
 _READ: dict[str, Callable[[Any], Any]] = {
     "target": token,
     "versus": token,
-    "passes": lambda text: None if text == "exact" else integer(text, "--passes"),
+    "passes": lambda text: None if text == "exact" else integer(text, "--passes", "exact"),
 }
 
 
 def say(*parts: Any) -> None:
-    """Print to stdout: text as it is, tables to the width of the terminal."""
+    """Print to stdout: text as it is, tables to the width of the terminal; what its encoding lacks, by other signs."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=_SAID)
     console = Console(soft_wrap=False, highlight=False)
     # Without a terminal there is no width to fit: a log or a pipe gets whole lines.
     if not console.is_terminal:
         console.width = 120
     for part in parts:
         console.print(part, markup=False, soft_wrap=isinstance(part, str))
+
+
+def say_where(*paths: Path | None) -> None:
+    """Which files were written; on stderr where stdout is one of them."""
+    written = [str(path.resolve()) for path in paths if path is not None and str(path) != "-"]
+    if not written:
+        return
+    text = f"written: {', '.join(written)}"
+    if any(str(path) == "-" for path in paths):
+        typer.echo(text, err=True)
+    else:
+        say(text)
+
+
+#: What tables and texts are written with, one character for one, where a terminal has ASCII alone.
+_PLAIN = {
+    "█": "#", "▒": "-", "▸": ">", "→": ">", "␣": "_", "·": ".", "…": "~", "“": '"', "”": '"', "’": "'", "±": "~",
+    "×": "x", "Δ": "d", "–": "-", "−": "-", "↵": "|", "⇥": "|", "␍": "|", "∅": "0",
+}  # fmt: skip
+_SAID = "lens_scopes.said"
+
+
+def _said(failure: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that an encoding lacks: something like them, else a question mark."""
+    if not isinstance(failure, UnicodeEncodeError):
+        raise failure
+    lacking = failure.object[failure.start : failure.end]
+    return "".join(_PLAIN.get(one, "?") for one in lacking), failure.end
+
+
+codecs.register_error(_SAID, _said)
 
 
 @contextlib.contextmanager
@@ -118,8 +154,8 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-    """A user's mistake is one line on stderr and exit code 2."""
+def one_line_errors(command: str) -> Iterator[None]:
+    """A user's mistake is one line on stderr, which names the help of its command, and exit code 2."""
     try:
         yield
     except _ERRORS as error:
@@ -127,5 +163,8 @@ def one_line_errors() -> Iterator[None]:
             raise
         # A KeyError prints its text as a Python string.
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        typer.echo(f"lens-scopes: {' '.join(text.split()) or type(error).__name__}", err=True)
+        if isinstance(error, OSError) and error.strerror and error.filename:
+            text = f"{error.filename}: {error.strerror}"
+        text = " ".join(text.split()) or type(error).__name__
+        typer.echo(f"lens-scopes: {text} (lens-scopes {command} --help)", err=True)
         raise typer.Exit(2) from None

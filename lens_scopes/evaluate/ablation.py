@@ -20,6 +20,8 @@ from torch import Tensor
 
 from lens_scopes.calculus.memory import prompts_at_once
 from lens_scopes.evaluate.protocol import Question, embed, run
+from lens_scopes.host import token_id
+from lens_scopes.results.given import Integer, integer, listed
 
 Replace = Literal["zero", "mean", "delete", "resample"]
 
@@ -33,7 +35,9 @@ class Ablation:
     substitutes: tuple[Int[Tensor, " pos"], ...]
 
     @classmethod
-    def of(cls, questions: Sequence[Question], replace: Replace, corpus: Sequence[int] | None, seed: int) -> "Ablation":
+    def of(
+        cls, questions: Sequence[Question], replace: Replace, corpus: Sequence[Integer] | None, seed: int
+    ) -> "Ablation":
         """Compute what the replacement needs.
 
         Args:
@@ -43,19 +47,20 @@ class Ablation:
             seed: of the draws.
 
         Raises:
-            ValueError: an unknown replacement.
+            ValueError: an unknown replacement; a corpus without ids, or with ids outside the vocabulary.
+            TypeError: a corpus of something else than ids.
 
         """
         if replace not in get_args(Replace):
-            msg = f"replace is one of {', '.join(get_args(Replace))}, got {replace!r}"
+            msg = f"replace is one of {', '.join(get_args(Replace))}, got {replace!r}; write replace='zero'"
             raise ValueError(msg)
         mean, substitutes = None, ()
         if replace == "mean":
             mean = torch.cat([embed(q.host, q.tokens) for q in questions]).mean(0)
         if replace == "resample":
-            pool = torch.tensor(corpus) if corpus is not None else torch.cat([q.tokens.cpu() for q in questions])
+            pool = torch.cat([q.tokens.cpu() for q in questions]) if corpus is None else _ids(questions[0], corpus)
             generator = torch.Generator().manual_seed(seed)
-            draws = (torch.randint(len(pool), (len(q.tokens),), generator=generator) for q in questions)
+            draws = (torch.randint(len(pool), (len(q.tokens),), generator=generator, device="cpu") for q in questions)
             substitutes = tuple(pool[draw].to(q.tokens) for draw, q in zip(draws, questions, strict=True))
         return cls(replace, mean, substitutes)
 
@@ -86,3 +91,11 @@ class Ablation:
         kept = ~out.to(q.tokens.device)
         kept[q.position] = kept[q.position] | ~kept[: q.position + 1].any()  # one token must remain
         return run(q.host, q.tokens[kept][None], int(kept[: q.position + 1].sum()) - 1)
+
+
+def _ids(question: Question, corpus: Sequence[Integer]) -> Int[Tensor, " token"]:
+    ids = [token_id(question.host, integer(one, "corpus is a list of token ids; an id")) for one in listed(corpus)]
+    if not ids:
+        msg = "corpus is empty: there is no token to draw; give ids, or None for those of the prompts"
+        raise ValueError(msg)
+    return torch.tensor(ids, device="cpu")

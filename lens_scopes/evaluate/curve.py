@@ -3,18 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from lens_scopes.evaluate.ablation import Ablation, Replace
-from lens_scopes.evaluate.intervals import bootstrap_interval
-from lens_scopes.evaluate.protocol import Protocol, Question, ask
+from lens_scopes.evaluate.intervals import FEWEST, bootstrap_interval, interval_text
+from lens_scopes.evaluate.protocol import Protocol, Question, ask, skipped
 from lens_scopes.host.prompts import Prompt
+from lens_scopes.host.undo import guarded
 from lens_scopes.results import files, labelled
+from lens_scopes.results.given import Integer, integer, listed, shown, vector
 from lens_scopes.results.provenance import Meta, versions
 from lens_scopes.results.scores import Scores
 from lens_scopes.views import markup
@@ -28,7 +31,7 @@ FRACTIONS = (0.05, 0.1, 0.2)
 FULL_CURVE = tuple(n / 20 for n in range(21))
 
 Mode = Literal["comprehensiveness", "sufficiency"]
-Ranking = Scores | Float[Tensor, " pos"] | Sequence[float]
+Ranking = Scores | Float[Tensor, " pos"] | Float[np.ndarray, " pos"] | Sequence[float]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -59,10 +62,10 @@ class Curve:
 
     def aupc(self) -> float:
         """The authors' table: trapezoids over the fractions, not divided by the width."""
-        return float(torch.trapezoid(self.mean, torch.tensor(self.fractions, dtype=torch.float64)))
+        return float(torch.trapezoid(self.mean, torch.tensor(self.fractions, dtype=torch.float64, device="cpu")))
 
     def interval(self, level: float = 0.95, seed: int = 0) -> Float[Tensor, "2 fraction"]:
-        """Bootstrap interval of the mean, over prompts."""
+        """Studentised bootstrap interval of the mean, over prompts; NaN for fewer than 10 of them."""
         return bootstrap_interval(self.deltas, level, seed)
 
     def to_dataframe(self) -> "pd.DataFrame":
@@ -71,13 +74,14 @@ class Curve:
         return labelled.dataframe({"delta": self.deltas}, ("prompt", "fraction"), coords, {})
 
     def plot(self, ax: "Axes | None" = None, label: str | None = None) -> "Axes":
-        """The mean with its 95 % interval against the share of tokens."""
+        """The mean with its 95 % interval (none for fewer than 10 prompts) against the share of tokens."""
         import matplotlib.pyplot as plt
 
         ax = ax or plt.subplots(figsize=(5, 3.5), layout="constrained")[1]
         low, high = self.interval()
         (line,) = ax.plot(self.fractions, self.mean, marker=".", label=label)
-        ax.fill_between(self.fractions, low, high, alpha=0.2, color=line.get_color())
+        if len(self.deltas) >= FEWEST:
+            ax.fill_between(self.fractions, low, high, alpha=0.2, color=line.get_color())
         ax.set(xlabel="share of tokens", ylabel="change of log p")
         return ax
 
@@ -94,7 +98,10 @@ class Curve:
             ValueError: a file that is cut short, of another kind or of another schema.
 
         """
-        tensors, header = files.load(path, "Curve")
+        return files.load(path, "Curve", cls._of)
+
+    @classmethod
+    def _of(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> "Curve":
         return cls(tensors["deltas"], tuple(header["fractions"]), header["meta"])
 
     def __repr__(self) -> str:
@@ -106,13 +113,14 @@ class Curve:
         """A table of means and intervals: escaped, no script."""
         low, high = self.interval()
         rows = [
-            (f"{f:g}", markup.number(m), f"{markup.number(a)} to {markup.number(b)}")
+            (f"{f:g}", markup.number(m), interval_text(a, b, len(self.deltas), ".3g"))
             for f, m, a, b in zip(self.fractions, *(x.tolist() for x in (self.mean, low, high)), strict=True)
         ]
         title = f"{self.meta.get('mode', 'ablation')} ({self.meta.get('replace')}), {len(self.deltas)} prompts"
         return markup.figure(title, markup.numbers(("share of tokens", "change of log p", "95 % interval"), rows))
 
 
+@guarded
 def ablation_curve(
     model: Any,
     prompts: Sequence[Prompt],
@@ -122,8 +130,8 @@ def ablation_curve(
     replace: Replace = "zero",
     protocol: Protocol = None,
     mode: Mode = "comprehensiveness",
-    skip: Sequence[int] = (),
-    corpus: Sequence[int] | None = None,
+    skip: Sequence[Integer] = (),
+    corpus: Sequence[Integer] | None = None,
     seed: int = 0,
 ) -> Curve:
     """Take out the top-ranked share of each prompt's tokens and follow the clean prediction's log probability.
@@ -148,16 +156,19 @@ def ablation_curve(
 
     Raises:
         ValueError: not one score per prompt and token, an unknown option; or see ``score``.
-        TypeError: a single string instead of a list of prompts.
+        IndexError: a skipped position outside one of the prompts.
+        TypeError: a single string or Scores instead of a list.
 
     """
+    if isinstance(scores, Scores) or not isinstance(scores, Sequence | Tensor | np.ndarray):
+        msg = f"scores is a list with one ranking per prompt, got {shown(scores)}; of a single prompt write [scores]"
+        raise TypeError(msg)
+    fractions, skip = shares(fractions), [integer(one, _SKIP) for one in listed(skip)]
     questions = ask(model, prompts, protocol, seed)
     if len(scores) != len(questions):
         msg = f"{len(questions)} prompts but scores for {len(scores)}; give one entry per prompt"
         raise ValueError(msg)
-    if mode not in ("comprehensiveness", "sufficiency") or not all(0 <= f <= 1 for f in fractions) or not fractions:
-        msg = f"fractions are between 0 and 1 and mode comprehensiveness or sufficiency, got {fractions!r}, {mode!r}"
-        raise ValueError(msg)
+    refuse_mode(mode)
     ablation = Ablation.of(questions, replace, corpus, seed)
     deltas = []
     for number, (question, ranking) in enumerate(zip(tqdm(questions, desc="ablating"), scores, strict=True)):
@@ -166,15 +177,46 @@ def ablation_curve(
     meta: Meta = {
         "replace": replace,
         "mode": mode,
-        "skip": list(skip),
+        "skip": skip,
         "protocol": protocol,
         "seed": seed,
         "model": questions[0].host.name,
+        "hooks": list(questions[0].host.hooked()),
         "watched": [q.watched for q in questions],
         "lengths": [len(q.tokens) for q in questions],
         "versions": versions(),
     }
-    return Curve(torch.stack(deltas), tuple(map(float, fractions)), meta)
+    return Curve(torch.stack(deltas), fractions, meta)
+
+
+_SKIP = "skip is a list of positions; a position"
+
+
+def shares(fractions: Sequence[float]) -> tuple[float, ...]:
+    """Shares of tokens.
+
+    Raises:
+        TypeError: no numbers.
+        ValueError: none, or outside 0 to 1.
+
+    """
+    found = tuple(vector(fractions, "fractions (shares of tokens between 0 and 1)", "fraction").tolist())
+    if not found or not all(0 <= f <= 1 for f in found):
+        msg = f"fractions are shares of tokens between 0 and 1, got {fractions!r}; write e.g. (0.05, 0.1, 0.2)"
+        raise ValueError(msg)
+    return found
+
+
+def refuse_mode(mode: str) -> None:
+    """Refuse an unknown mode.
+
+    Raises:
+        ValueError: neither "comprehensiveness" nor "sufficiency".
+
+    """
+    if mode not in get_args(Mode):
+        msg = f"mode is one of {', '.join(map(repr, get_args(Mode)))}, got {mode!r}; write mode='sufficiency'"
+        raise ValueError(msg)
 
 
 def per_token(ranking: Ranking, question: Question) -> Float[Tensor, " pos"]:
@@ -184,7 +226,7 @@ def per_token(ranking: Ranking, question: Question) -> Float[Tensor, " pos"]:
         ValueError: another shape, or NaN.
 
     """
-    values = ranking.values if isinstance(ranking, Scores) else torch.as_tensor(ranking)
+    values = ranking.values if isinstance(ranking, Scores) else vector(ranking, "a ranking (or Scores)")
     values = values.squeeze(0) if values.ndim == 2 and len(values) == 1 else values
     if values.shape != question.tokens.shape or values.isnan().any():
         msg = (
@@ -200,15 +242,16 @@ def out_masks(
     question: Question,
     fractions: Sequence[float],
     mode: Mode,
-    skip: Sequence[int],
+    skip: Sequence[Integer],
     protocol: Protocol,
 ) -> Bool[Tensor, "fraction pos"]:
     """Which tokens go at each fraction."""
     length = len(values)
+    out = skipped(skip, length)
     last = length if protocol == "paper" else question.position + 1
-    ranked = torch.tensor([t for t in range(last) if t not in {s % length for s in skip}], dtype=torch.long)
+    ranked = torch.tensor([t for t in range(last) if t not in out], dtype=torch.long, device="cpu")
     order = ranked[values[ranked].argsort(descending=True, stable=True)]
-    masks = torch.zeros(len(fractions), length, dtype=torch.bool)
+    masks = torch.zeros(len(fractions), length, dtype=torch.bool, device="cpu")
     for row, fraction in zip(masks, fractions, strict=True):
         count = max(1, int(len(order) * fraction)) if fraction > 0 else 0
         row[order[:count] if mode == "comprehensiveness" else order[count:]] = True

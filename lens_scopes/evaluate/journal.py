@@ -47,9 +47,11 @@ class Journal:
                 "another path, or delete it"
             )
             raise ValueError(msg)
-        files.write(path, "".join(f"{line}\n" for line in lines or [header]).encode())
+        files.write(path, "".join(f"{line}\n" for line in lines or [header]))
         found = [json.loads(line) for line in lines[1:]]
-        return cls(path, {row["prompt"]: torch.tensor(row["values"], dtype=torch.float64) for row in found})
+        return cls(
+            path, {row["prompt"]: torch.tensor(row["values"], dtype=torch.float64, device="cpu") for row in found}
+        )
 
     def __contains__(self, number: int) -> bool:
         """Whether the row of a prompt is known."""

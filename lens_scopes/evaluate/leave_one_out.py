@@ -13,6 +13,8 @@ from lens_scopes.evaluate.curve import Ranking
 from lens_scopes.evaluate.protocol import Protocol, Question, ask
 from lens_scopes.host import token_texts
 from lens_scopes.host.prompts import Prompt
+from lens_scopes.host.undo import guarded
+from lens_scopes.results.given import Integer, vector
 from lens_scopes.results.provenance import Meta, versions
 from lens_scopes.results.scores import Scores
 
@@ -20,13 +22,14 @@ from lens_scopes.results.scores import Scores
 _CLAMP = 1e-10
 
 
+@guarded
 def leave_one_out(
     model: Any,
     prompts: Sequence[Prompt],
     *,
     protocol: Protocol = None,
     replace: Replace = "zero",
-    corpus: Sequence[int] | None = None,
+    corpus: Sequence[Integer] | None = None,
     seed: int = 0,
 ) -> list[Scores]:
     """KL(p_clean ‖ p without the token), for each token of each prompt, one at a time.
@@ -52,9 +55,9 @@ def leave_one_out(
     found = []
     for number, question in enumerate(tqdm(questions, desc="leaving one out")):
         reach = question.position + 1
-        rows = torch.eye(len(question.tokens), dtype=torch.bool)[:reach]
+        rows = torch.eye(len(question.tokens), dtype=torch.bool, device="cpu")[:reach]
         moved = divergence(question.log_probs, ablation.log_probs(question, number, rows), protocol)
-        values = torch.cat([moved.cpu(), torch.zeros(len(question.tokens) - reach, dtype=torch.float64)])
+        values = torch.cat([moved.cpu(), torch.zeros(len(question.tokens) - reach, dtype=torch.float64, device="cpu")])
         found.append(_scores(question, values, {"replace": replace, "protocol": protocol, "seed": seed}))
     return found
 
@@ -64,7 +67,9 @@ def divergence(
 ) -> Float[Tensor, " row"]:
     """KL(clean ‖ other) of log probabilities."""
     if protocol == "paper":
-        clean, other = clean.clamp(min=torch.tensor(_CLAMP).log()), other.clamp(min=torch.tensor(_CLAMP).log())
+        # The logarithm in float32, as the authors have it.
+        lowest = float(torch.tensor(_CLAMP, device="cpu").log())
+        clean, other = clean.clamp(min=lowest), other.clamp(min=lowest)
     return (clean.exp() * (clean - other)).sum(-1)
 
 
@@ -78,7 +83,10 @@ def rank_of_top(scores: Ranking, effects: Scores) -> tuple[int, float]:
         ValueError: scores and effects of different length.
 
     """
-    values = scores.values.squeeze(0) if isinstance(scores, Scores) else torch.as_tensor(scores)
+    values = scores.values.squeeze(0) if isinstance(scores, Scores) else vector(scores, "scores", "pos")
+    if not values.isfinite().all():
+        msg = "a ranking takes finite scores, got NaN or infinity"
+        raise ValueError(msg)
     if values.shape != effects.values.shape:
         msg = f"scores have shape {tuple(values.shape)}, effects {tuple(effects.values.shape)}; pick one site"
         raise ValueError(msg)
@@ -96,6 +104,7 @@ def _scores(question: Question, values: Tensor, how: Meta) -> Scores:
         "positions": [question.position],
         "units": "squared",
         "model": host.name,
+        "hooks": list(host.hooked()),
         "dtype": str(host.dtype).removeprefix("torch."),
         "versions": versions(),
         **how,

@@ -21,7 +21,6 @@ probability).
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from inspect import signature
 from typing import cast
 
@@ -29,14 +28,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.memory import prompts_at_once
 from lens_scopes.evaluate.protocol import Question, embed, put
 from lens_scopes.host import run_to_last_residual
 from lens_scopes.host.model import in_place
 from lens_scopes.host.readout import final_norm, raw_logits, read_out
+from lens_scopes.results.given import vector
 from lens_scopes.scopes import Fisher, Metric, Semantic, Temperature
-from lens_scopes.scopes.protocol import Scope, writable
+from lens_scopes.scopes.protocol import Scope, aimed, writable
 from lens_scopes.score import score
+from lens_scopes.sites import EMBED
 
 Values = Float[Tensor, " pos"]
 Method = Callable[[Question], Values]
@@ -59,14 +61,9 @@ def attribute(question: Question, method: "str | Scope | Method") -> Values:
         msg = f"a method is a name of METHODS, a scope or a function of a Question, got {method!r}"
         raise TypeError(msg)
     if _takes_question(method):
-        return torch.as_tensor(cast(Method, method)(question)).detach().double().cpu()
+        return vector(cast(Method, method)(question), "what a method returns", "pos").double().cpu()
     scope = cast(Scope, method)
-    return _scores(question, _aimed(scope, question))
-
-
-def _aimed(scope: Scope, question: Question) -> Scope:
-    open_target = getattr(scope, "target", 0) is None
-    return replace(scope, target=question.target) if open_target else scope  # type: ignore[type-var]
+    return _scores(question, aimed(scope, question.target))
 
 
 def _takes_question(method: Callable) -> bool:
@@ -86,10 +83,10 @@ def _named(name: str) -> Method:
         return METHODS[name]
     scopes = writable()
     if name in scopes:
-        return lambda question: _scores(question, _aimed(scopes[name](), question))
+        return lambda question: _scores(question, aimed(scopes[name](), question.target))
     msg = (
-        f"there is no method {name!r}; there are {', '.join({**METHODS, **scopes})}, fisher_low_rank_<k>, and your own "
-        "functions"
+        f"there is no method {name!r}; write one of {', '.join({**METHODS, **scopes})}, fisher_low_rank_<k>, or give "
+        "functions of your own by name"
     )
     raise ValueError(msg)
 
@@ -132,14 +129,14 @@ def _gradient_x_input_norm(question: Question) -> Values:
 def _integrated_gradients(question: Question, steps: int = 20) -> Values:
     embedding = embed(question.host, question.tokens)
     start = embedding.mean(0)
-    alphas = ((torch.arange(steps, dtype=torch.float64) + 0.5) / steps).to(embedding)[:, None, None]
+    alphas = ((torch.arange(steps, dtype=torch.float64, device="cpu") + 0.5) / steps).to(embedding)[:, None, None]
     mean = _gradients(question, start + alphas * (embedding - start), "log p").mean(0)
     return (mean * (embedding - start)).sum(-1)
 
 
 def _integrated_gradients_norm(question: Question) -> Values:
     embedding = embed(question.host, question.tokens)
-    alphas = (torch.arange(1, 6, dtype=torch.float64) / 5).to(embedding)[:, None, None]
+    alphas = (torch.arange(1, 6, dtype=torch.float64, device="cpu") / 5).to(embedding)[:, None, None]
     # The authors differentiate with respect to the embedding before it is scaled: each gradient carries its α.
     mean = (alphas * _gradients(question, alphas * embedding, "log p")).mean(0)
     return (mean * embedding).norm(dim=-1)
@@ -147,7 +144,7 @@ def _integrated_gradients_norm(question: Question) -> Values:
 
 def _path_semantic(question: Question) -> Values:
     embedding = embed(question.host, question.tokens)
-    alphas = (torch.arange(1, 11, dtype=torch.float64) / 10).to(embedding)[:, None, None]
+    alphas = (torch.arange(1, 11, dtype=torch.float64, device="cpu") / 10).to(embedding)[:, None, None]
     return (0.9 * embedding * _gradients(question, alphas * embedding, "z").mean(0)).norm(dim=-1)
 
 
@@ -156,7 +153,7 @@ def _attention_rollout(question: Question) -> Values:
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(host.n_layers)]
     with torch.no_grad():
         patterns = run_to_last_residual(host, question.tokens[None], names, grad=False).sites
-    identity = torch.eye(len(question.tokens), dtype=torch.float64)
+    identity = torch.eye(len(question.tokens), dtype=torch.float64, device="cpu")
     rolled = identity
     for name in names:
         mean = patterns[name][0].detach().double().cpu().mean(0)
@@ -165,13 +162,14 @@ def _attention_rollout(question: Question) -> Values:
 
 
 def _last_first(question: Question) -> Values:
-    return torch.arange(len(question.tokens), dtype=torch.float64)
+    return torch.arange(len(question.tokens), dtype=torch.float64, device="cpu")
 
 
 def _random(question: Question) -> Values:
     key = ",".join(map(str, (question.seed, *question.ids)))
     seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=7).digest(), "big")
-    return torch.rand(len(question.tokens), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(len(question.tokens), generator=generator, dtype=torch.float64, device="cpu")
 
 
 #: The named methods. The order is that of the tables.
@@ -203,5 +201,6 @@ def _gradients(question: Question, embeddings: Float[Tensor, "point pos d"], of:
             z = readout.transform(raw_logits(host, final_norm(host, captured.last[:, question.position])))
             value = z if of == "z" else z.double().log_softmax(-1)
             (gradient,) = torch.autograd.grad(value[:, question.target].sum(), captured.sites["hook_embed"])
+        refuse_nonfinite(host, tokens, {EMBED: gradient})
         found.append(gradient)
     return torch.cat(found)

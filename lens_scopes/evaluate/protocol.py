@@ -10,13 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.host import Host, encode, run_to_last_residual
-from lens_scopes.host.prompts import Prompt
+from lens_scopes.host.prompts import Prompt, one_position
 from lens_scopes.host.readout import final_norm, raw_logits, read_out
+from lens_scopes.results.given import Integer, integer, listed, shown
+from lens_scopes.sites import EMBED, FINAL
 
 Protocol = Literal["paper"] | None
 
@@ -56,14 +60,14 @@ def ask(model: Any, prompts: Sequence[Prompt], protocol: Protocol, seed: int = 0
 
     """
     host = Host(model)
-    if isinstance(prompts, str):
-        msg = "prompts is a list of prompts; for a single one write [prompt]"
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence | Tensor | np.ndarray):
+        msg = f"prompts is a list of prompts, got {shown(prompts)}; for a single one write [prompt]"
         raise TypeError(msg)
     if protocol not in (None, "paper"):
-        msg = f"protocol is None (one target, the last position) or 'paper', got {protocol!r}"
+        msg = f"protocol is None (one target, the last position) or 'paper', got {protocol!r}; write protocol=None"
         raise ValueError(msg)
     if not len(prompts):
-        msg = "there are no prompts to evaluate on"
+        msg = "prompts to evaluate on are a list, got none; write at least one prompt, e.g. ['Once upon a time']"
         raise ValueError(msg)
     host.refuse_dropout()
     asked = []
@@ -80,6 +84,17 @@ def ask(model: Any, prompts: Sequence[Prompt], protocol: Protocol, seed: int = 0
     return asked
 
 
+def skipped(skip: Sequence[Integer], length: int) -> set[int]:
+    """The positions of one prompt that are never taken out nor ranked.
+
+    Raises:
+        TypeError: no integers.
+        IndexError: outside the prompt.
+
+    """
+    return {one_position(integer(one, "skip is a list of positions; a position"), length) for one in listed(skip)}
+
+
 def run(
     host: Host, tokens: Int[Tensor, "batch pos"], position: int, embedding: Float[Tensor, "batch pos d"] | None = None
 ) -> Float[Tensor, "batch vocab"]:
@@ -90,7 +105,9 @@ def run(
 
         edits = {} if embedding is None else {"hook_embed": put(embedding)}
         last = run_to_last_residual(host, tokens, grad=False, edits=edits).last[:, position]
-        return readout.transform(raw_logits(host, final_norm(host, last))).double().log_softmax(-1)
+        logits = readout.transform(raw_logits(host, final_norm(host, last)))
+        refuse_nonfinite(host, tokens, {FINAL if embedding is None else EMBED: logits}, "the logits for what is put")
+        return logits.double().log_softmax(-1)
 
 
 def put(embedding: Float[Tensor, "batch pos d"]) -> Callable[[Tensor], None]:

@@ -12,14 +12,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lens_scopes.evaluate.ablation import Ablation, Replace
-from lens_scopes.evaluate.curve import FRACTIONS, Curve, Mode, change, out_masks, per_token
-from lens_scopes.evaluate.intervals import bootstrap_interval, holm, sign_flip_p
+from lens_scopes.evaluate.curve import FRACTIONS, Curve, Mode, change, out_masks, per_token, refuse_mode, shares
+from lens_scopes.evaluate.intervals import bootstrap_interval, holm, interval_text, sign_flip_p
 from lens_scopes.evaluate.journal import Journal
 from lens_scopes.evaluate.leave_one_out import divergence
 from lens_scopes.evaluate.methods import Method, attribute
-from lens_scopes.evaluate.protocol import Protocol, Question, ask
+from lens_scopes.evaluate.protocol import Protocol, Question, ask, skipped
 from lens_scopes.host.prompts import Prompt
+from lens_scopes.host.undo import guarded
 from lens_scopes.results import files, labelled
+from lens_scopes.results.given import Integer, integer, listed, shown
 from lens_scopes.results.provenance import Meta, versions
 from lens_scopes.scopes.protocol import Scope, text_of
 from lens_scopes.views import markup
@@ -62,7 +64,7 @@ class Table:
 
     @cached_property
     def intervals(self) -> Float[Tensor, "2 method measure"]:
-        """95 % bootstrap intervals of the means."""
+        """95 % studentised bootstrap intervals of the means; NaN for fewer than 10 prompts."""
         return bootstrap_interval(self.values.movedim(1, 0), seed=self.seed)
 
     @property
@@ -72,14 +74,14 @@ class Table:
 
     @cached_property
     def difference_intervals(self) -> Float[Tensor, "2 method measure"]:
-        """95 % bootstrap intervals of the mean differences."""
+        """The same of the mean differences."""
         return bootstrap_interval(self.differences.movedim(1, 0), seed=self.seed)
 
     @cached_property
     def p(self) -> Float[Tensor, "method measure"]:
         """Paired sign-flip test of no difference, Holm-corrected for all methods of a measure; NaN for the baseline."""
         others = [m for m, name in enumerate(self.methods) if name != self.baseline]
-        found = torch.full(self.means.shape, torch.nan, dtype=torch.float64)
+        found = torch.full(self.means.shape, torch.nan, dtype=torch.float64, device="cpu")
         if others:
             raw = sign_flip_p(self.differences[others].movedim(1, 0), self.seed)
             found[others] = torch.stack([holm(column) for column in raw.T], 1)
@@ -110,7 +112,10 @@ class Table:
         return "better" if self.differences[m, :, i].mean() < 0 else "worse"
 
     def to_dataframe(self) -> "pd.DataFrame":
-        """A row per method and measure: mean, its interval, difference to the baseline, its interval, corrected p."""
+        """A row per method and measure: mean, its interval, difference to the baseline, its interval, corrected p.
+
+        Intervals of fewer than 10 prompts are NaN.
+        """
         columns = {
             "mean": self.means,
             "low": self.intervals[0],
@@ -129,7 +134,10 @@ class Table:
         return labelled.dataframe({"value": self.values}, tuple(coords), coords, {})
 
     def to_markdown(self, measures: Sequence[str] | None = None) -> str:
-        """Means, and differences to the baseline with their intervals; * where the corrected p is below 0.05."""
+        """Means, and differences to the baseline with their intervals; * where the corrected p is below 0.05.
+
+        Fewer than 10 prompts have no interval: "too few" stands in its place.
+        """
         columns, rows = self._cells(measures)
         lines = [" | ".join(columns), " | ".join("---" for _ in columns), *(" | ".join(row) for row in rows)]
         return "\n".join(f"| {line} |" for line in lines)
@@ -148,7 +156,10 @@ class Table:
             ValueError: a file that is cut short, of another kind or of another schema.
 
         """
-        tensors, header = files.load(path, "Table")
+        return files.load(path, "Table", cls._of)
+
+    @classmethod
+    def _of(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> "Table":
         labels = (tuple(header["methods"]), tuple(header["measures"]), header["baseline"], header["seed"])
         return cls(tensors["values"], *labels, header["meta"])
 
@@ -159,7 +170,7 @@ class Table:
     def _repr_html_(self) -> str:
         """What ``to_markdown`` says, as HTML: escaped, no script."""
         columns, rows = self._cells(None)
-        note = f"differences to {self.baseline} on the same prompts, 95 % bootstrap; * p < 0.05 (sign flips, Holm)"
+        note = f"differences to {self.baseline} on the same prompts, 95 % intervals; * p < 0.05 (sign flips, Holm)"
         return markup.figure(repr(self), markup.numbers(columns, rows), note=note)
 
     def _cells(self, measures: Sequence[str] | None) -> tuple[list[str], list[list[str]]]:
@@ -172,12 +183,14 @@ class Table:
             row = [name]
             for i in chosen:
                 star = "*" if self.p[m, i] < 0.05 else ""
-                delta = f"{mean[m, i]:+.3f} [{low[m, i]:+.3f}, {high[m, i]:+.3f}]{star}"
+                ends = interval_text(float(low[m, i]), float(high[m, i]), self.values.shape[1])
+                delta = f"{mean[m, i]:+.3f} {ends}{star}"
                 row += [f"{self.means[m, i]:.3f}", "baseline" if name == self.baseline else delta]
             rows.append(row)
         return columns, rows
 
 
+@guarded
 def compare_methods(
     model: Any,
     prompts: Sequence[Prompt],
@@ -189,8 +202,8 @@ def compare_methods(
     replace: Replace = "zero",
     mode: Mode = "comprehensiveness",
     protocol: Protocol = None,
-    skip: Sequence[int] = (),
-    corpus: Sequence[int] | None = None,
+    skip: Sequence[Integer] = (),
+    corpus: Sequence[Integer] | None = None,
     leave_one_out: bool = False,
     resume: str | Path | None = None,
 ) -> Table:
@@ -216,6 +229,14 @@ def compare_methods(
         TypeError: see ``ablation_curve``.
 
     """
+    if isinstance(methods, str) or not isinstance(methods, Mapping | Sequence):
+        msg = f"methods is a list of names, or a dict of scopes and functions, got {shown(methods)}; write ['semantic']"
+        raise TypeError(msg)
+    fractions, skip = (
+        shares(fractions),
+        [integer(one, "skip is a list of positions; a position") for one in listed(skip)],
+    )
+    refuse_mode(mode)
     by_name: dict[str, AnyMethod] = dict(methods) if isinstance(methods, Mapping) else {name: name for name in methods}
     by_name.setdefault(baseline, baseline)
     questions = ask(model, prompts, protocol, seed)
@@ -223,9 +244,10 @@ def compare_methods(
     how: Meta = {
         "replace": replace,
         "mode": mode,
-        "skip": list(skip),
+        "skip": skip,
         "protocol": protocol,
         "model": questions[0].host.name,
+        "hooks": list(questions[0].host.hooked()),
         "lengths": [len(q.tokens) for q in questions],
     }
     asked = {"methods": {name: _text(method) for name, method in by_name.items()}, "measures": measures, "seed": seed}
@@ -253,15 +275,15 @@ def _ranks(
     question: Question,
     number: int,
     values: list[Tensor],
-    skip: Sequence[int],
+    skip: Sequence[Integer],
     protocol: Protocol,
 ) -> Float[Tensor, " method"]:
     """100 · rank / n of each method's first token by leave-one-out KL, among the tokens that are ranked at all."""
     length = len(question.tokens)
-    kept = [t for t in range(length) if t not in {s % length for s in skip}]
+    kept = [t for t in range(length) if t not in skipped(skip, length)]
     kept = kept if protocol == "paper" else [t for t in kept if t <= question.position]
-    alone = torch.eye(length, dtype=torch.bool)[kept]
+    alone = torch.eye(length, dtype=torch.bool, device="cpu")[kept]
     effects = divergence(question.log_probs, ablation.log_probs(question, number, alone), protocol).cpu()
     order = effects.argsort(descending=True, stable=True).tolist()
     firsts = [int(v[kept].argmax()) for v in values]
-    return torch.tensor([100 * order.index(first) / len(kept) for first in firsts], dtype=torch.float64)
+    return torch.tensor([100 * order.index(first) / len(kept) for first in firsts], dtype=torch.float64, device="cpu")

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_scopes.host.model import Hook, Host, in_place
+from lens_scopes.host.model import Hook, Host, in_place, take_out
+from lens_scopes.host.undo import depth, undone
 from lens_scopes.sites import FINAL
 
 
@@ -23,8 +24,8 @@ class Captured:
 
     sites: Mapping[str, Tensor]
     """By name, each [batch, pos, ...]: the value that the model went on with."""
-    handles: Mapping[str, tuple[Tensor, ...]]
-    """By name, the tensors whose gradients can be the site's; the first that the graph uses is the one."""
+    handles: Mapping[str, Tensor]
+    """By name, the tensor whose gradient is the site's."""
     last: Float[Tensor, "batch pos *site"]
     """The last residual stream, or the site that the run was stopped at."""
 
@@ -67,7 +68,7 @@ def run_to_last_residual(
 
     """
     recorder = _Recorder()
-    opened = {name: None for site in sites for name in _opened_for(host, site)}
+    opened = {name: None for site in sites for name in (entrance(host, site), site)}
     all_hooks = [*hooks, *((name, recorder.hook(name)) for name in opened)]
     all_hooks += [(name, in_place(edit)) for name, edit in (edits or {}).items()]
     final = until or host.last_residual
@@ -84,46 +85,66 @@ def run_to_last_residual(
         host.hooks([*all_hooks, (final, stop)]),
         suppress(_ReachedTheEnd),
     ):
-        host.model(tokens)
+        host.run(tokens)
     silent = [name for name in opened if name not in recorder.values]
     if silent or not end:
-        msg = f"the hook {(silent or [final])[0]!r} never fired on {host.name}; choose another site"
+        why = "it is compiled: pass the model that was compiled (model._orig_mod), or load it again"
+        why = why if host.is_compiled else "choose another site"
+        msg = f"the hook {(silent or [final])[0]!r} never fired on {host.name}; {why}"
         raise RuntimeError(msg)
     # The stop hook saw the tensor before the recorder's own hook on the same name could open it.
     last = recorder.values.get(final, end[0])
-    handles = {site: tuple(recorder.values[name] for name in _opened_for(host, site)) for site in sites}
+    handles = {site: recorder.values[entrance(host, site)] for site in sites}
     return Captured({site: recorder.values[site] for site in sites}, handles, last)
 
 
-def _opened_for(host: Host, site: str) -> tuple[str, ...]:
-    """The hooks whose gradients give a site's gradient, best first.
+def entrance(host: Host, site: str) -> str:
+    """The hook whose gradient is a site's gradient, and where a value that is given back goes on whole.
 
-    On a Bridge hook_resid_mid is the input of the second norm. Its captured tensor has the whole derivative, except
-    where the norm gets a copy of it; hook_attn_out has the same derivative and always works where it is in the graph.
+    On a Bridge hook_resid_mid is the input of the second norm: on some what the norm gets is a copy, and what is given
+    back there never reaches the skip connection. hook_attn_out has the same derivative.
     """
-    if host.is_bridge and site.endswith(".hook_resid_mid"):
-        return (site.replace("hook_resid_mid", "hook_attn_out"), site)
-    return (site,)
+    instead = site.replace("hook_resid_mid", "hook_attn_out")
+    return instead if host.is_bridge and instead in host.available else site
+
+
+@dataclass(eq=False)
+class Seen:
+    """What the latest run left behind: an activation, and what the unembedding made of it at one position."""
+
+    activation: Tensor | None = None
+    """[batch, pos, d_model]."""
+    raw: Tensor | None = None
+    """[batch, vocab], before any soft-cap or scale, outside the graph."""
 
 
 @contextmanager
-def watching(host: Host, site: str) -> Iterator[list[Tensor]]:
-    """The latest activation at a site (or the input of the unembedding, for "final"), in a list that runs refill."""
-    seen: list[Tensor] = []
-    reader = threading.get_ident()
+def watching(host: Host, site: str, position: int) -> Iterator[Seen]:
+    """The latest activation at a site (or the input of the unembedding, for "final"), which runs of the block refill.
+
+    Runs of other threads and of this package's own calls inside the block are not looked at.
+    """
+    seen = Seen()
+    reader, level = threading.get_ident(), depth()
+
+    def is_ours() -> bool:
+        return threading.get_ident() == reader and depth() == level
 
     def keep(activation: Tensor, hook: object) -> None:  # noqa: ARG001 - TransformerLens's signature
-        if threading.get_ident() == reader:  # other threads' runs are not what this one reads
-            seen[:] = [activation]
+        if is_ours():
+            seen.activation = activation
+
+    def end(_: object, given: tuple[Tensor, ...], raw: Tensor) -> None:
+        if is_ours() and raw.ndim == 3:
+            seen.activation = given[0] if site == FINAL else seen.activation
+            seen.raw = raw[:, position].detach().clone() if raw.shape[1] > position else None
 
     with host.attached([] if site == FINAL else [(site, keep)]):
         # No hook of that name exists on every host.
-        handle = (
-            host.model.unembed.register_forward_pre_hook(lambda _, args: keep(args[0], None)) if site == FINAL else None
-        )
-        try:
-            yield seen
-        finally:
-            if handle is not None:
-                handle.remove()
-            seen.clear()
+        unembed = host.model.unembed
+        with undone(lambda: take_out(unembed, [end])):
+            unembed.register_forward_hook(end)
+            try:
+                yield seen
+            finally:
+                seen.activation = seen.raw = None

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from lens_scopes.host.model import Hook, Host
+from lens_scopes.results.given import listed
 
 PARTS = ("norm", "attention", "mlp")
 
 _SCALE = re.compile(r"(blocks\.\d+\.(ln1|ln2|ln1_post|ln2_post)|ln_final)\.hook_scale")
-_PATTERN = re.compile(r"blocks\.\d+\.attn\.hook_pattern")
 _PRE = re.compile(r"blocks\.\d+\.mlp\.hook_pre")
 
 
@@ -33,10 +33,10 @@ def freezing_hooks(host: Host, freeze: Sequence[str]) -> list[Hook]:
             a mixture of experts, a norm without a scale hook.
 
     """
-    parts = [freeze] if isinstance(freeze, str) else list(dict.fromkeys(freeze))
+    parts = list(dict.fromkeys(map(str, listed(freeze))))
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
-        msg = f"freeze knows {', '.join(PARTS)}, got {unknown[0]!r}"
+        msg = f"freeze knows {', '.join(PARTS)}, got {unknown[0]!r}; write e.g. freeze=('norm', 'attention')"
         raise ValueError(msg)
     hooks = [hook for part in parts for hook in _HOOKS[part](host)]
     for part in parts:
@@ -58,7 +58,15 @@ def _norm(host: Host) -> list[Hook]:
 
 
 def _attention(host: Host) -> list[Hook]:
-    return [(name, _hold) for name in sorted(host.available) if _PATTERN.fullmatch(name)]
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(host.n_layers)]
+    missing = [name for name in names if name not in host.available]
+    if missing:
+        msg = (
+            f"{host.name} has no {missing[0]!r}: that block mixes positions by other means than an attention pattern, "
+            "which cannot be frozen; freeze norm or mlp"
+        )
+        raise ValueError(msg)
+    return [(name, _hold) for name in names]
 
 
 def _mlp(host: Host) -> list[Hook]:
@@ -133,9 +141,16 @@ def _refuse_dead(host: Host, part: str) -> None:
     names = [name for name, function in _HOOKS[part](host) if function is _hold or name.endswith("hook_post")]
     hooks = [(name, leaf(name)) for name in names]
     tokens = torch.arange(min(4, host.vocab), device=host.device)[None]
-    last = run_to_last_residual(host, tokens, hooks=hooks).last
-    with torch.inference_mode(mode=False), torch.enable_grad(), host.frozen(), holding(host, hooks):
-        total = final_norm(host, last).sum()
+    try:
+        last = run_to_last_residual(host, tokens, hooks=hooks).last
+        with torch.inference_mode(mode=False), torch.enable_grad(), host.frozen(), holding(host, hooks):
+            total = final_norm(host, last).sum()
+    except AttributeError as failure:  # a hooked norm is computed by TransformerLens, which asks for its weight
+        msg = (
+            f"{host.name} cannot freeze {part!r}: TransformerLens does not compute it where it is hooked ({failure}); "
+            "leave it out, or use the other host class"
+        )
+        raise ValueError(msg) from failure
     none = [None] * len(leaves)
     found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True) if total.requires_grad else none
     dead = [name for name in names if name not in leaves] + [

@@ -36,7 +36,7 @@ def load(
 
     """
     if backend not in ("auto", "bridge", "hooked"):
-        msg = f"backend must be 'auto', 'bridge' or 'hooked', got {backend!r}"
+        msg = f"backend must be 'auto', 'bridge' or 'hooked', got {backend!r}; write backend='auto'"
         raise ValueError(msg)
     release = version("transformer-lens")
     has = {
@@ -54,7 +54,9 @@ def load(
             msg = f"{path} is a directory without config.json; a local model is a Hugging Face directory"
             raise FileNotFoundError(msg)
     elif path.is_absolute() or str(name_or_dir).startswith((".", "~")):
-        msg = f"there is no model directory at {path}"
+        msg = (
+            f"a model is a name on the hub or a directory; there is no model directory at {path}: write one that exists"
+        )
         raise FileNotFoundError(msg)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = (_bridge if backend == "bridge" else _hooked)(str(name_or_dir), path.is_dir(), device, dtype)

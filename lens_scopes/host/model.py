@@ -3,16 +3,17 @@
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 import torch
 from torch import nn
 
 from lens_scopes import sites as names
+from lens_scopes.host.undo import undone
 
 #: A hook name and what is called there: (activation, hook=...) -> activation, or None to leave it.
 Hook = tuple[str, Callable[..., torch.Tensor | None]]
@@ -25,6 +26,9 @@ _locks_lock = threading.Lock()
 
 # TransformerLens tells hooks of nested contexts apart by their level, and counts its own from 0 up.
 _levels = count(1)
+
+# Where a Bridge's attention keeps the stream between two steps of a pass.
+_NOTE = "_captured_pre_ln_residual"
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +79,11 @@ class Host:
         return int(self.cfg.n_ctx)
 
     @property
+    def has_mlps(self) -> bool:
+        """Whether blocks have an MLP: attention-only models keep the name of its hook, which never fires."""
+        return not getattr(self.cfg, "attn_only", False)
+
+    @property
     def last_residual(self) -> str:
         """The last site before the final norm."""
         return names.STREAM["resid_post"].format(self.n_layers - 1)
@@ -112,15 +121,17 @@ class Host:
     @property
     def available(self) -> Collection[str]:
         """Hook names that can be asked for, aliases included."""
-        return self._points.keys()
+        if self.has_mlps:
+            return self._points.keys()
+        return [name for name in self._points if ".mlp." not in name and not name.endswith("hook_mlp_out")]
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """No other thread of this package runs, hooks or changes the model inside. May be nested."""
+    def alone(self) -> AbstractContextManager:
+        """No other thread of this package runs, hooks or changes the model inside. May be nested.
+
+        The lock itself: an interrupt on its way through a generator would leave it locked.
+        """
         with _locks_lock:
-            lock = _locks.setdefault(self.model, threading.RLock())
-        with lock:
-            yield
+            return _locks.setdefault(self.model, threading.RLock())
 
     @contextmanager
     def hooks(self, fwd_hooks: Sequence[Hook]) -> Iterator[None]:
@@ -135,17 +146,73 @@ class Host:
     @contextmanager
     def attached(self, fwd_hooks: Sequence[Hook]) -> Iterator[None]:
         """The same for a user's own block, in which other threads must be able to go on: the model is not locked."""
-        level, touched = -next(_levels), []
-        try:
+        level = -next(_levels)
+        points = [self._points[name] for name, _ in fwd_hooks]
+        ours = [hook for _, hook in fwd_hooks]
+
+        def undo() -> None:
             with self.alone():
-                for name, hook in fwd_hooks:
-                    touched.append(self._points[name])
-                    self._points[name].add_hook(hook, dir="fwd", level=level)
-            yield
-        finally:
-            with self.alone():
-                for point in touched:
+                for point in points:
                     point.remove_hooks(dir="fwd", level=level)
+                    take_out(point, ours)
+
+        with undone(undo):
+            with self.alone():
+                for point, hook in zip(points, ours, strict=True):
+                    point.add_hook(hook, dir="fwd", level=level)
+            yield
+
+    def run(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The logits of one pass. Should an exception stop it, what the host has noted on its modules is put back."""
+        with undone(self.notes()):
+            return self.model(tokens)
+
+    def notes(self) -> Callable[[], None]:
+        """What puts the host's own notes back to what they are now."""
+        noted = [(module, vars(module)[_NOTE]) for module in self._noting]
+
+        def undo() -> None:
+            for module, note in noted:
+                setattr(module, _NOTE, note)
+
+        return undo
+
+    @cached_property
+    def _noting(self) -> list[nn.Module]:
+        return [module for module in self.model.modules() if _NOTE in vars(module)] if self.is_bridge else []
+
+    def hooked(self) -> tuple[str, ...]:
+        """Where hooks are in force that are neither this package's nor the host's own: they change what is measured."""
+        called: dict[int, list[str]] = {}
+        for name, point in self._points.items():
+            called.setdefault(id(point), []).append(name)
+        found = [
+            next((name for name in called[id(point)] if name == names.EMBED or _is_site(name)), called[id(point)][0])
+            for point in {id(p): p for p in self._points.values()}.values()
+            if any(map(_is_anothers, (*point.fwd_hooks, *point.bwd_hooks)))
+        ]
+        for name, module in self.model.named_modules():
+            hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+            if any(_is_foreign(function) for some in hooks for function in some.values()):
+                found.append(name)
+        return tuple(dict.fromkeys(found))
+
+    def as_now(self) -> Callable[[], None]:
+        """What brings the hooks back to what they are now, after TransformerLens was stopped while it had its own."""
+        points = {id(point): point for point in self._points.values()}.values()
+        now = [(point, list(point.fwd_hooks), set(point._forward_hooks)) for point in points]
+        level = getattr(self.model, "context_level", None)
+
+        def undo() -> None:
+            for point, listed, known in now:
+                for key in set(point._forward_hooks) - known:
+                    del point._forward_hooks[key]
+                if len(point.fwd_hooks) > len(listed):
+                    point.fwd_hooks = [handle for handle in point.fwd_hooks if any(handle is one for one in listed)]
+            if getattr(self.model, "context_level", None) != level:
+                self.model.context_level = level
+
+        return undo
 
     def sites(self, asked: Any) -> names.Sites:
         """Resolve what the user asked for and check that the model has it.
@@ -160,8 +227,20 @@ class Host:
             here = f"blocks.{names.layer_of(missing[0]) or 0}."
             of_block = sorted(name for name in self.available if name.startswith(here) and _is_site(name))
             have = of_block or sorted(self.available)[:20]
-            why = " (blocks with parallel attention and MLP have no resid_mid)" if "resid_mid" in missing[0] else ""
+            why = (
+                " (blocks with parallel attention and MLP, or without MLP, have no resid_mid)"
+                if "mid" in missing[0]
+                else ""
+            )
             msg = f"{self.name} has no site {missing[0]!r}{why}; it has {', '.join([names.EMBED, *have])}"
+            raise ValueError(msg)
+        half = [name for name in resolved.names if self.is_bridge and name.endswith(".hook_resid_mid")]
+        half = [name for name in half if name.replace("hook_resid_mid", "hook_attn_out") not in self.available]
+        if half:
+            msg = (
+                f"{half[0]!r} of {self.name} follows no attention: there TransformerLens hooks what the MLP reads, not "
+                "what goes past it, and a gradient would be half of it; choose resid_pre or resid_post"
+            )
             raise ValueError(msg)
         return resolved
 
@@ -173,23 +252,55 @@ class Host:
 
         """
         for module in self.model.modules():
-            p = module.p if isinstance(module, nn.Dropout) else getattr(module, "attention_dropout", 0.0)
-            if module.training and isinstance(p, float) and p > 0:
-                msg = f"the model is in train mode with dropout {p}: every pass would differ; call model.eval() first"
+            for name, p in _dice(module) if module.training else ():
+                msg = (
+                    f"the model is in train mode with dropout {p} ({name} of {type(module).__name__}): every pass "
+                    "would differ; call model.eval() first"
+                )
                 raise RuntimeError(msg)
+
+    def refuse_inference(self) -> None:
+        """Nothing can be differentiated through tensors that were made under inference_mode.
+
+        Raises:
+            RuntimeError: a weight or a buffer is one.
+
+        """
+        if any(tensor.is_inference() for tensor in chain(self.model.parameters(), self.model.buffers())):
+            named = chain(self.model.named_parameters(), self.model.named_buffers())
+            made = next(name for name, tensor in named if tensor.is_inference())
+            msg = (
+                f"{made!r} of {self.name} was made under torch.inference_mode(): nothing can be differentiated "
+                "through it; load the model outside"
+            )
+            raise RuntimeError(msg)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the model as a whole goes through torch.compile, which leaves a HookedTransformer's hooks out."""
+        return hasattr(self.model, "_orig_mod") or getattr(self.model, "_compiled_call_impl", None) is not None
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Parameters need no gradients inside: less memory, and only activations are differentiated. Restored after."""
+        """Parameters need no gradients inside: less memory, and only activations are differentiated. Restored after.
+
+        Raises:
+            RuntimeError: weights or buffers made under inference_mode, of which no gradient can be taken.
+
+        """
         with self.alone():
+            self.refuse_inference()
             trainable = [p for p in self.model.parameters() if p.requires_grad]
-            try:
-                for parameter in trainable:
+
+            def undo() -> None:
+                while trainable:
+                    trainable[-1].requires_grad_(True)
+                    trainable.pop()
+
+            with undone(undo):
+                for parameter in list(trainable):
                     parameter.requires_grad_(False)
                 yield
-            finally:
-                for parameter in trainable:
-                    parameter.requires_grad_(True)
 
 
 def in_place(edit: Edit) -> Callable[..., torch.Tensor]:
@@ -200,6 +311,46 @@ def in_place(edit: Edit) -> Callable[..., torch.Tensor]:
         return activation
 
     return apply
+
+
+def take_out(module: nn.Module, hooks: Sequence[Callable]) -> None:
+    """Remove functions from torch's forward hooks, bare or wrapped by TransformerLens.
+
+    It keeps notes of its own; an interrupt between torch's and its would leave a hook that nobody removes.
+    """
+    for key, function in list(module._forward_hooks.items()):
+        inside = [function, *(cell.cell_contents for cell in getattr(function, "__closure__", None) or ())]
+        if any(one is hook for one in inside for hook in hooks):
+            del module._forward_hooks[key]
+
+
+def _dice(module: nn.Module) -> Iterator[tuple[str, float]]:
+    """What a module draws at random in train mode: modules of that kind, and probabilities for functions of it.
+
+    Hugging Face keeps the second on the module (OPT: dropout, layerdrop), or reads its configuration (Falcon).
+    """
+    if "drop" in type(module).__name__.lower():
+        yield from _above_zero({"p": getattr(module, "p", 0.0)})
+    written = vars(getattr(module, "config", None) or object) if hasattr(module, "config") else {}
+    heads = ("summary_", "classifier_")  # of models that are not language models
+    named = {**{key: p for key, p in written.items() if not key.startswith(heads)}, **vars(module)}
+    yield from _above_zero({key: p for key, p in named.items() if "drop" in key or "jitter" in key})
+
+
+def _above_zero(numbers: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    yield from ((key, p) for key, p in numbers.items() if isinstance(p, int | float) and not isinstance(p, bool) and p)
+
+
+def _is_anothers(handle: Any) -> bool:
+    """Ours are told by their level (``Host.attached``); TransformerLens 4 hangs some into OPT when it loads it."""
+    hosts_own = handle.is_permanent and hasattr(handle, "user_hook") and not _is_foreign(handle.user_hook)
+    return (handle.context_level or 0) >= 0 and not hosts_own
+
+
+def _is_foreign(function: Callable) -> bool:
+    """Whether a hook of torch's is the user's own: the libraries that models come from have theirs."""
+    module = getattr(getattr(function, "func", function), "__module__", "") or ""
+    return not module.startswith(("transformer_lens", "transformers.", "accelerate.", "lens_scopes."))
 
 
 def _has(model: Any, name: str) -> bool:

@@ -5,14 +5,16 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from lens_scopes.host.model import Host
+from lens_scopes.results.given import Integer, integer, is_integer, listed, shown
 
-Prompt = str | list[int] | Tensor | list[dict[str, str]]
-Positions = int | Sequence[int] | Literal["all"]
+Prompt = str | Sequence[Integer] | Tensor | np.ndarray | Sequence[dict[str, str]]
+Positions = Integer | Sequence[Integer] | Tensor | np.ndarray | Literal["all"]
 
 # Tokens decoded together to get one right: SentencePiece drops the blank of the first, a character spans up to four.
 _WINDOW = 6
@@ -31,56 +33,92 @@ def encode(host: Host, prompt: Prompt) -> Int[Tensor, " pos"]:
     """
     ids = _ids(host, prompt)
     if len(ids) == 0:
-        msg = "the prompt is empty: it has no position to explain"
+        msg = f"the prompt is empty, got {shown(prompt)}: there is nothing to explain; write at least one token"
         raise ValueError(msg)
     if len(ids) > host.n_ctx:
-        msg = f"the prompt has {len(ids)} tokens, {host.name} has a context of {host.n_ctx}; prompts are never cut"
+        msg = (
+            f"the prompt has {len(ids)} tokens, {host.name} has a context of {host.n_ctx}; prompts are never cut: "
+            "write a shorter one"
+        )
         raise ValueError(msg)
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= host.vocab:
-        msg = f"token id {low if low < 0 else high} is outside the vocabulary 0 to {host.vocab - 1} of {host.name}"
-        raise ValueError(msg)
+        raise ValueError(_outside(host, low if low < 0 else high))
     return ids.to(host.device)
 
 
 def _ids(host: Host, prompt: Prompt) -> Tensor:
     if isinstance(prompt, str):
         _tokenizer(host, "a string prompt")
-        return _text_ids(host, prompt) if prompt else torch.tensor([], dtype=torch.long)
-    if isinstance(prompt, Tensor):
-        if prompt.dtype.is_floating_point or prompt.ndim not in (1, 2) or (prompt.ndim == 2 and len(prompt) != 1):
-            got = f"{prompt.dtype} {tuple(prompt.shape)}"
-            msg = f"a tensor prompt holds ids [pos] or [1, pos], got {got}; see score_batch"
+        return _text_ids(host, prompt) if prompt else _tensor([])
+    if isinstance(prompt, Tensor | np.ndarray):
+        flat = prompt.reshape(-1)
+        whole = not len(flat) or is_integer(flat[0])
+        if not whole or prompt.ndim not in (1, 2) or (prompt.ndim == 2 and len(prompt) != 1):
+            msg = (
+                f"a tensor prompt holds ids [pos] or [1, pos], got {shown(prompt)}; for several prompts see score_batch"
+            )
             raise ValueError(msg)
-        return prompt.detach().clone().reshape(-1).long()
+        return _tensor(flat.tolist())
     if isinstance(prompt, list | tuple) and all(isinstance(entry, dict) for entry in prompt) and prompt:
         return _chat(host, cast("list[dict[str, str]]", prompt))
-    if isinstance(prompt, list | tuple) and all(isinstance(entry, int) for entry in prompt):
-        return torch.tensor(list(prompt), dtype=torch.long)
+    if isinstance(prompt, list | tuple) and all(map(is_integer, prompt)):
+        return _tensor([int(cast("int", entry)) for entry in prompt])
     msg = (
-        f"a prompt is a string, a list of ids, a tensor of ids or a list of chat messages, got {type(prompt).__name__};"
+        f"a prompt is a string, a list of ids, a tensor of ids or a list of chat messages, got {shown(prompt)};"
         " for several prompts write score_batch"
     )
     raise TypeError(msg)
 
 
+def _outside(host: Host, token: int) -> str:
+    text = f"token id {token} is outside the vocabulary 0 to {host.vocab - 1} of {host.name}"
+    return f"{text}; write an id in it, or ids of this model's own tokenizer"
+
+
+def _refuse_half_characters(text: str, what: str) -> None:
+    """Half of a surrogate pair is no character: it has no UTF-8, and tokenizers fail on it."""
+    half = re.search("[\ud800-\udfff]", text)
+    if half is not None:
+        whole = "text.encode('utf-16', 'surrogatepass').decode('utf-16')"
+        msg = (
+            f"{what} is whole characters, got half of a surrogate pair, {half.group()!a}, at {half.start()}; write the "
+            f"whole character, e.g. by {whole}"
+        )
+        raise ValueError(msg)
+
+
+def _tensor(ids: list[int]) -> Int[Tensor, " pos"]:
+    """Ids on the CPU, whatever torch's default device is."""
+    return torch.tensor(ids, dtype=torch.long, device="cpu")
+
+
 def _chat(host: Host, messages: list[dict[str, str]]) -> Tensor:
     tokenizer = _tokenizer(host, "a chat prompt")
     if not getattr(tokenizer, "chat_template", None):
-        msg = f"{host.name}'s tokenizer has no chat template; write the prompt as one string"
+        msg = f"the prompt is a chat, and {host.name}'s tokenizer has no chat template; write the prompt as one string"
         raise ValueError(msg)
     text = tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=messages[-1].get("role") != "assistant"
     )
-    return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.long)
+    _refuse_half_characters(text, "a chat prompt")
+    return _tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _text_ids(host: Host, prompt: str) -> Int[Tensor, " pos"]:
     """The host's own rule; but a text that begins with the BOS (a rendered chat template) does not get another."""
-    ids = host.model.to_tokens(prompt, truncate=False)[0]
+    _refuse_half_characters(prompt, "a prompt")
+    with torch.device("cpu"):  # TransformerLens makes the ids on torch's default device
+        ids = host.model.to_tokens(prompt, truncate=False)[0]
     bos, text = host.tokenizer.bos_token_id, host.tokenizer.bos_token
     twice = text and prompt.startswith(text) and not prompt.startswith(text * 2) and ids[:2].tolist() == [bos, bos]
     return ids[1:] if twice else ids
+
+
+def brings_its_bos(host: Host, prompt: Prompt) -> bool:
+    """Whether a string begins with the BOS as text, so that the host's own is not put before it."""
+    text = getattr(host.tokenizer, "bos_token", None)
+    return isinstance(prompt, str) and bool(text) and prompt.startswith(text)
 
 
 def _tokenizer(host: Host, what: str) -> Any:
@@ -94,26 +132,45 @@ def positions_of(asked: Positions, length: int) -> tuple[int, ...]:
     """Positions of a prompt as non-negative numbers.
 
     Raises:
-        ValueError: none, or something else than an index, a list of them or "all".
+        ValueError: none, the same twice, or another word than "all".
+        TypeError: something else than an index, a list of them or "all".
         IndexError: outside the prompt.
 
     """
-    listed = range(length) if isinstance(asked, str) and asked == "all" else asked
-    if isinstance(listed, str | bool):
-        msg = f"position is an index, a list of them or 'all', got {asked!r}"
-        raise ValueError(msg)  # noqa: TRY004 - a wrong word more often than a wrong type
-    numbers = [listed] if isinstance(listed, int) else [int(p) for p in listed]
+    if isinstance(asked, str) and asked != "all":
+        msg = f"position is an index, a list of them or 'all', got {asked!r}; write e.g. -1"
+        raise ValueError(msg)
+    numbers = list(range(length)) if isinstance(asked, str) else [integer(p, "a position") for p in listed(asked)]
     if not numbers:
-        msg = "an empty list of positions: name at least one"
+        msg = f"position is an index, a list of them or 'all', got {shown(asked)}; write at least one, e.g. [-1]"
         raise ValueError(msg)
     for p in numbers:
         if not -length <= p < length:
-            msg = f"position {p} is outside the prompt, which has {length} tokens: -{length} to {length - 1}"
+            msg = f"position {p} is outside the prompt, which has {length} tokens: write -{length} to {length - 1}"
             raise IndexError(msg)
-    return tuple(p % length for p in numbers)
+    found = tuple(p % length for p in numbers)
+    if len(set(found)) < len(found):
+        msg = f"asked for the same position twice: {numbers} of {length} tokens; name each once"
+        raise ValueError(msg)
+    return found
 
 
-def token_id(host: Host, token: str | int) -> int:
+def one_position(position: Integer, length: int) -> int:
+    """The position to explain, counted from the front.
+
+    Raises:
+        ValueError: a list or "all".
+        TypeError: no integer.
+        IndexError: outside the prompt.
+
+    """
+    if isinstance(position, str | Sequence) or getattr(position, "ndim", 0):
+        msg = f"one position is explained here, got {shown(position)}; write an index and call once for each"
+        raise ValueError(msg)
+    return positions_of(integer(position, "a position"), length)[0]
+
+
+def token_id(host: Host, token: str | Integer) -> int:
     """The id of a token given as text or id.
 
     Text is encoded plainly; if that is not one id, encoded after a one-character anchor, as SentencePiece needs for
@@ -125,15 +182,13 @@ def token_id(host: Host, token: str | int) -> int:
         TypeError: neither text nor an integer.
 
     """
-    if isinstance(token, bool) or not isinstance(token, str | int):
-        msg = f"a token is a string or an id, got {token!r}"
-        raise TypeError(msg)
-    if isinstance(token, int):
+    if not isinstance(token, str):
+        token = integer(token, "a token is a string or an id; an id")
         if not 0 <= token < host.vocab:
-            msg = f"token id {token} is outside the vocabulary 0 to {host.vocab - 1} of {host.name}"
-            raise ValueError(msg)
+            raise ValueError(_outside(host, token))
         return token
     tokenizer = _tokenizer(host, f"the target {token!r}")
+    _refuse_half_characters(token, "a target")
     found = _one_token(tokenizer, token)
     if found is not None:
         return found

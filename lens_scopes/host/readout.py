@@ -67,6 +67,7 @@ def read_out(host: Host, tokens: Int[Tensor, "batch pos"]) -> Readout:
 
     """
     with host.alone():
+        host.refuse_inference()
         state = _fingerprint(host)
         known = _known.get(host.model)
         if known is not None and known[0] == state:
@@ -103,7 +104,7 @@ def _inspect(host: Host) -> Readout:
     signs = torch.ones(d_model, dtype=weight.dtype, device=weight.device)
     signs[1::2] = -1
     if d_model % 2:
-        signs[-3:] = torch.tensor([1.0, 1.0, -2.0])
+        signs[-3:] = signs.new_tensor([1.0, 1.0, -2.0])
     plus, minus = final_norm(host, torch.stack([signs, -signs])).double()
     effective, bias = (plus - minus) / 2 / signs.double(), (plus + minus) / 2
     shifted = final_norm(host, torch.stack([signs + 1, 2 * signs])).double()
@@ -128,7 +129,7 @@ def _transform(host: Host) -> Callable[[Tensor], Tensor]:
 def _verify(host: Host, readout: Readout, tokens: Int[Tensor, "1 pos"]) -> bool:
     """False where nothing can be said: logits that are not finite (whoever asked for them finds out where it began)."""
     with torch.inference_mode(mode=False):
-        own = host.model(tokens).float()
+        own = host.run(tokens).float()
         if not own.isfinite().all():
             return False
         last = run_to_last_residual(host, tokens, grad=False).last

@@ -11,8 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_scopes.results import files, labelled
+from lens_scopes.results.given import integer, shown, vector
 from lens_scopes.results.provenance import scope_text, tokens_of
 from lens_scopes.results.scores import Scores
+from lens_scopes.sites import named
 from lens_scopes.views import markup
 from lens_scopes.views.scores import label_text
 
@@ -76,6 +78,7 @@ class Comparison:
             ValueError: k outside 1 to the number of places measured.
 
         """
+        k = integer(k, "overlap's k")
         predicted, measured = (x.abs() for x in self._pair)
         if not 1 <= k <= len(measured):
             msg = f"overlap(k) compares the k largest of {len(measured)} places, got k={k}"
@@ -101,7 +104,7 @@ class Comparison:
         orders = {"scope": self._pair[0], **{name: order[self.where].double() for name, order in self.orders.items()}}
         needed = {name: float(_needed(effect, order.abs(), share)) for name, order in orders.items()}
         generator = torch.Generator().manual_seed(self.seed)
-        draws = torch.rand(_DRAWS, len(effect), generator=generator, dtype=torch.float64)
+        draws = torch.rand(_DRAWS, len(effect), generator=generator, dtype=torch.float64, device="cpu")
         by_chance = _needed(effect.expand_as(draws), draws, share).double().mean()
         return {**needed, "random": float(by_chance), "best": float(_needed(effect, effect, share))}
 
@@ -112,6 +115,7 @@ class Comparison:
             KeyError: no such site.
 
         """
+        site = named(site, self.measured.coords.get("site", ()))
         index = labelled.index_of(self.measured.coords, "site", site)
 
         def pick(scores: Scores) -> Scores:
@@ -185,7 +189,10 @@ class Comparison:
             ValueError: a file that is cut short, of another kind or of another schema.
 
         """
-        tensors, header = files.load(path, "Comparison")
+        return files.load(path, "Comparison", cls._of)
+
+    @classmethod
+    def _of(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> "Comparison":
         coords = {dim: tuple(labels) for dim, labels in header["coords"].items()}
         labels = (tuple(header["dims"]), coords, tuple(header["tokens"]))
         predicted = Scores(tensors["predicted"], *labels, header["meta"]["predicted"], tensors.get("probes"))
@@ -211,7 +218,7 @@ class Comparison:
     def _title(self) -> str:
         """The scope, with its targets as they read."""
         meta = self.measured.meta
-        named = [markup.visible(one["text"].strip()) for one in tokens_of((meta.get("targets") or [None])[0])]
+        named = [markup.named(one["text"]) for one in tokens_of((meta.get("targets") or [None])[0])]
         return f"{meta['scope']['kind']}({' against '.join(named)})" if named else scope_text(meta, "scope")
 
     @cached_property
@@ -249,8 +256,13 @@ def compare(
 
     Raises:
         ValueError: results about different places, prompts or units, or nothing measured.
+        TypeError: something that is no Scores.
 
     """
+    for name, given in (("predicted", predicted), ("measured", measured)):
+        if not isinstance(given, Scores):
+            msg = f"compare takes Scores, {name} got {shown(given)}; write what predict and measure returned"
+            raise TypeError(msg)
     if predicted.dims != measured.dims or dict(predicted.coords) != dict(measured.coords):
         msg = f"compare needs results about the same places, got {predicted!r} and {measured!r}"
         raise ValueError(msg)
@@ -263,9 +275,13 @@ def compare(
     if measured.values.isnan().all():
         msg = "nothing was measured (all NaN); widen where="
         raise ValueError(msg)
+    pair = (predicted.values[~measured.values.isnan()], measured.values[~measured.values.isnan()])
+    if not all(values.isfinite().all() for values in pair):
+        msg = "compare needs finite numbers where something was measured; predicted or measured hold NaN or infinity"
+        raise ValueError(msg)
     tensors: dict[str, Any] = {}
     for name, order in (orders or {}).items():
-        values = order.values if isinstance(order, Scores) else torch.as_tensor(order)
+        values = order.values if isinstance(order, Scores) else vector(order, f"the order {name!r} (or Scores)")
         if values.shape != measured.values.shape:
             msg = f"the order {name!r} has shape {tuple(values.shape)}, the effects {tuple(measured.values.shape)}"
             raise ValueError(msg)

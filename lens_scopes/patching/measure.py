@@ -1,46 +1,54 @@
-"""The true effect of activation patching, place by place, through TransformerLens's own patching."""
+"""The true effect of activation patching: each patch a row of a batch that begins at the block it changes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_scopes.calculus.describe import describe
-from lens_scopes.calculus.memory import prompts_at_once
+from lens_scopes.calculus.finite import refuse_nonfinite
+from lens_scopes.calculus.trace import Trace
+from lens_scopes.calculus.variants import Kept, RowEdit
 from lens_scopes.host import Host, token_texts
-from lens_scopes.host.patching import patching_name, run_patched
 from lens_scopes.host.prompts import Prompt
-from lens_scopes.patching.metric import ScopeMetric, metric
+from lens_scopes.host.undo import guarded
+from lens_scopes.patching.activations import Activations
 from lens_scopes.patching.pair import Pair, changed
-from lens_scopes.patching.predict import axes
+from lens_scopes.patching.places import At, places_of, sites_of
+from lens_scopes.results.given import Integer
 from lens_scopes.results.scores import Scores
-from lens_scopes.scopes.protocol import Scope, cotangents_of, resolve
-from lens_scopes.sites import EMBED, STREAM
+from lens_scopes.scopes.protocol import Quantity, Scope, cotangents_of, one_per_run, quantity, resolve, site_of, text_of
+from lens_scopes.scopes.state import FinalState
+from lens_scopes.sites import EMBED, FINAL, STREAM, layer_of
 
-# Places patched in one forward: as many as run together, and at most so many logits.
-_LOGITS = 2**26
-
-#: A place: (site, pos) or (site, pos, head), as indices.
-Place = tuple[int, ...]
+# Logits that are held at one time, where a scope looks at all of them.
+_LOGITS = 2**24
 
 
+@guarded
 def measure(
     model: Any,
     clean: Prompt,
     corrupted: Prompt,
     scope: Scope,
     *,
-    position: int = -1,
+    position: Integer = -1,
     sites: str | list[str] | tuple[str, ...] | None = None,
-    where: Bool[Tensor, "site pos ..."] | None = None,
+    where: Bool[Tensor, "site pos ..."] | Bool[np.ndarray, "site pos ..."] | Sequence[Any] | None = None,
+    together: bool = False,
+    cache: dict[str, Any] | None = None,
 ) -> Scores:
     """metric(patched run) − metric(corrupted run) for every place, one patch at a time.
 
-    Runs ``transformer_lens.patching.generic_activation_patch``, which all of its getters are made of, with many places
-    in the batch of one forward. Places that cannot matter are not run and are exactly 0: positions after the one
-    explained, and places where the two runs have the same activation.
+    What ``transformer_lens.patching`` measures place by place. Here each patch is a row of a batch; a batch begins at
+    the first block that it changes, from the corrupted run's residual stream, and is read out at the position alone.
+    Models whose blocks exchange more than the stream, and models with hooks of the user's before and behind that block,
+    are run whole. Places that cannot matter are not run and are exactly 0: places where the two runs have the same
+    activation and, where attention is causal, positions after the one explained.
 
     Args:
         model: a HookedTransformer or TransformerBridge, in eval mode. It is left as it came.
@@ -49,96 +57,123 @@ def measure(
         scope: what is measured (``patching.metric``); for Fisher KL(p_corrupted ‖ p_patched).
         position: whose next-token prediction is measured.
         sites: see ``score``.
-        where: the places to measure, shaped like the values; NaN elsewhere. None: all of them.
+        where: the places to measure, shaped like the values, NaN elsewhere; or heads, [(layer, head), ...], each
+            patched at all positions at once. None: all places.
+        together: patch all of those places in one run.
+        cache: a dict of yours, at first empty. It keeps the activations of this pair, so that the next call with it
+            runs patches alone. They are as large as the sites.
 
     Returns:
-        Scores with axes ("site", "pos"(, "head")), units "signed" ("squared" for Fisher).
+        Scores with axes ("site", "pos"(, "head")), for heads ("site", "head"), units "signed" ("squared" for Fisher);
+        with ``together`` a single number without axes, its places in ``meta["places"]``.
 
     Raises:
-        ValueError: prompts of different length, ``where`` of another shape, a scope without a metric; or see ``score``.
+        ValueError: prompts of different length, ``where`` of another shape or heads that the model does not have, a
+            cache of another pair or model, a scope without a metric; or see ``score``.
         IndexError: a position outside the prompts.
+
+    Example:
+        >>> import lens_scopes as ls
+        >>> model, case = ls.demo.load(), ls.demo.cases("ioi", n=1)[0]
+        >>> pair = (case.prompt, case.corrupted, ls.Semantic(case.answer, case.versus))
+        >>> ls.patching.measure(model, *pair, where=[(1, 0), (2, 3)], together=True).values.shape
+        torch.Size([])
 
     """
     pair = Pair.of(model, clean, corrupted, position)
     host = pair.host
-    wanted = host.sites(sites)
-    # Patching the embedding is patching the first block's input: nothing else reads it (position embeddings are equal).
-    hooks = {name: STREAM["resid_pre"].format(0) if name == EMBED else name for name in wanted.names}
-    opened = tuple(dict.fromkeys([*wanted.names, *hooks.values()]))
-    clean_run = pair.trace(pair.clean, opened, scope)
-    scope = resolve(scope, clean_run.state(0, 0))
-    cache = {name: clean_run.sites[name].detach() for name in opened}
-    run = pair.trace(pair.corrupted, opened, scope)
-    differs = torch.stack([changed(cache[name][0], run.sites[name][0].detach()) for name in wanted.names]).cpu()
-    differs[:, pair.position + 1 :] = False
-    asked = _asked(where, differs)
-    made = cotangents_of(scope, run.state(0, 0))
-    meta = describe(run, 0, [made], scope, ())
-    del run, clean_run
-    effects = torch.zeros(differs.shape, dtype=torch.float64)
-    with host.alone(), torch.no_grad(), metric(model, pair.corrupted, scope, position=pair.position) as value:
-        before, clean_value = (float(value(host.model(ids[None]))) for ids in (pair.corrupted, pair.clean))
-        for kind in dict.fromkeys(map(_kind, wanted.names)):
-            rows = [s for s, name in enumerate(wanted.names) if _kind(name) == kind]
-            places = [(s, *place) for s in rows for place in (asked & differs)[s].nonzero().tolist()]
-            for place, patched in _patched(pair, places, [hooks[name] for name in wanted.names], cache, value):
-                effects[place] = patched - before
-    effects = effects.to(torch.float64 if host.dtype == torch.float64 else torch.float32)
+    wanted = sites_of(host, sites, where)
+    host.refuse_dropout()
+    with host.alone():
+        found = Activations.of(pair, _opened(host, wanted.names, scope), cache)
+        clean_run, run = found.traces()
+        scope = resolve(scope, clean_run.state(0, 0))
+        reference = run.state(0, 0)
+        made = cotangents_of(scope, reference)
+        differs = torch.stack([changed(found.clean[name][0], found.corrupted[name][0]) for name in wanted.names]).cpu()
+        places = places_of(host, wanted, where, differs)
+        kept = Kept(host, pair.corrupted, found.corrupted).cut(pair.position + 1)
+        differs[:, len(kept.tokens) :] = False
+        # Together, a place where the runs agree still matters: what is patched before it may change it.
+        indices = [i for i in places.asked.nonzero().tolist() if together or differs[i[0]][places.at(i)].any()]
+        if together and not indices:
+            msg = "together patches a set of places in one run, and where asks for no place; set one of its entries"
+            raise ValueError(msg)
+        patches = [_patch(found.clean, wanted.names[i[0]], places.at(i)) for i in indices]
+        value = _Value(run, reference, quantity(scope, reference), site_of(scope), text_of(scope))
+        before, clean_value = (float(value.of(one)) for one in (run, clean_run))
+        patched = value.of_patched(kept, [patches] if together else [[patch] for patch in patches])
+    effects = torch.full(places.asked.shape, torch.nan, dtype=torch.float64).masked_fill(places.asked, 0.0)
+    texts = token_texts(host, pair.corrupted.tolist())
+    meta = describe(run, 0, [made], scope, (), corrupted)
     meta |= {
         "units": "squared" if made.squared else "signed",
         "along": "tensor",
         "patching": "measured",
         "clean_token_ids": pair.clean.tolist(),
         "metric": {"corrupted": before, "clean": clean_value},
-        "measured": int((asked & differs).sum()),
+        "measured": len(patched),
     }
-    effects = effects.masked_fill(~asked, torch.nan)
-    return Scores(effects, *axes(wanted, effects.shape), token_texts(host, pair.corrupted.tolist()), meta)
+    dtype = torch.float64 if host.dtype == torch.float64 else torch.float32
+    if together:
+        refuse_nonfinite(host, pair.corrupted[None], {wanted.names[indices[-1][0]]: patched}, "the effect of patches")
+        meta["places"] = [places.labels(i) for i in indices]
+        return Scores((patched.sum() - before * len(patched)).to(dtype), (), {}, texts, meta)
+    by_site = {name: patched[[i[0] == s for i in indices]] for s, name in enumerate(wanted.names)}
+    refuse_nonfinite(host, pair.corrupted[None], by_site, "the effect of patches")
+    for index, effect in zip(indices, (patched - before).tolist(), strict=True):
+        effects[tuple(index)] = effect
+    return Scores(effects.to(dtype), places.dims, places.coords, texts, meta)
 
 
-def _asked(where: Tensor | None, differs: Tensor) -> Tensor:
-    if where is None:
-        return torch.ones_like(differs)
-    if where.shape != differs.shape or where.dtype != torch.bool:
-        msg = (
-            f"where is a bool tensor shaped like the values, {tuple(differs.shape)} for these sites, got {where.dtype} "
-            f"{tuple(where.shape)}; write e.g. where=predicted.values.abs() > 0.1"
-        )
-        raise ValueError(msg)
-    return where.cpu()
+def _opened(host: Host, names: Sequence[str], scope: Scope) -> list[str]:
+    """The sites themselves, where their blocks begin, and what the scope reads."""
+    begin = [STREAM["resid_pre"].format(layer_of(name) or 0) for name in names]
+    inner = site_of(scope)
+    return list(dict.fromkeys([*names, *begin, *(() if inner == FINAL else host.sites([inner]).names)]))
 
 
-def _kind(name: str) -> str:
-    """Sites of one kind go in one call; the embedding stands apart from the resid_pre that it is patched as."""
-    return name if name == EMBED else patching_name(name) or name
+def _patch(clean: Mapping[str, Tensor], site: str, at: At) -> tuple[str, RowEdit]:
+    """Where the edit is made, and the edit: the clean activation, of those positions that the row has."""
+    # Patching the embedding is patching the first block's input: nothing else reads it (position embeddings are equal).
+    site = STREAM["resid_pre"].format(0) if site == EMBED else site
+
+    def edit(row: Tensor) -> None:
+        if not isinstance(at[0], int) or at[0] < len(row):
+            row[at] = clean[site][0, : len(row)][at]
+
+    return site, edit
 
 
-def _patched(
-    pair: Pair, places: list[Place], hooks: list[str], cache: Mapping[str, Tensor], value: ScopeMetric
-) -> list[tuple[Place, float]]:
-    """The metric with each place patched: as many places of one site as fit in the batch of a forward."""
-    if not places:
-        return []
-    by_site = [[place for place in places if place[0] == s] for s in sorted({place[0] for place in places})]
-    size = min(max(map(len, by_site)), _rows(pair.host, len(pair.corrupted)))
-    groups = [group[i : i + size] for group in by_site for i in range(0, len(group), size)]
+@dataclass(frozen=True, eq=False)
+class _Value:
+    """What the scope measures, of runs that end as the corrupted one does."""
 
-    def edit(group: list[Place]) -> Callable[[Tensor], None]:
-        def patch(activation: Tensor) -> None:
-            for row, (site, *at) in enumerate(group):
-                activation[(row, *at)] = cache[hooks[site]][(0, *at)]
+    run: Trace
+    reference: FinalState
+    quantity: Quantity
+    site: str
+    name: str
 
-        return patch
+    def of(self, run: Trace) -> Tensor:
+        """Of one of the two prompts' own runs."""
+        inner = None if self.site == FINAL else run.sites[self.site][:, run.positions[0]]
+        return self._at(run.last[:, 0], inner).reshape(())
 
-    found: list[tuple[Place, float]] = []
+    def of_patched(self, kept: Kept, patches: Sequence[Sequence[tuple[str, RowEdit]]]) -> Float[Tensor, " run"]:
+        """Of each run with its patches."""
+        (at,) = self.run.positions
+        found = torch.zeros(len(patches), dtype=torch.float64)
+        for rows, last, inner in kept.run(patches, self.site):
+            found[rows] = self._at(last[:, at], None if inner is None else inner[:, at]).double().cpu()
+        return found
 
-    def read(job: int, logits: Tensor) -> None:
-        found.extend(zip(groups[job], value.each(logits).tolist(), strict=False))  # rows left over hold no patch
-
-    jobs = [(hooks[group[0][0]], edit(group)) for group in groups]
-    run_patched(pair.host, pair.corrupted.expand(size, -1), jobs, read)
-    return found
-
-
-def _rows(host: Host, length: int) -> int:
-    return max(1, min(prompts_at_once(host, length), _LOGITS // (length * host.vocab)))
+    @torch.no_grad()
+    def _at(
+        self, last: Float[Tensor, "row d_model"], inner: Float[Tensor, "row d_model"] | None
+    ) -> Float[Tensor, " row"]:
+        """A scope may look at all logits, so only so many rows at a time."""
+        size = max(1, _LOGITS // self.run.host.vocab)
+        parts = zip(last.split(size), [None] * len(last) if inner is None else inner.split(size), strict=False)
+        states = (self.run.states(self.reference, x, {} if y is None else {self.site: y}) for x, y in parts)
+        return torch.cat([one_per_run(self.quantity(state), len(state.y), self.name) for state in states])

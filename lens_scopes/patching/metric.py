@@ -4,19 +4,21 @@ The scope says which (``scopes.protocol.quantity``): its ``value`` at the state 
 ``divergence`` from the prompt that the metric was made for. README's table of scopes lists them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_scopes.calculus.trace import trace
-from lens_scopes.host import Host, encode, watching
-from lens_scopes.host.prompts import Prompt
-from lens_scopes.patching.pair import one_position
-from lens_scopes.scopes.protocol import Quantity, Scope, quantity, site_of, text_of
+from lens_scopes.host import Host, Seen, encode, watching
+from lens_scopes.host.prompts import Prompt, one_position
+from lens_scopes.host.undo import guarded
+from lens_scopes.results.given import Integer
+from lens_scopes.scopes.protocol import Quantity, Scope, one_per_run, quantity, site_of, text_of
 from lens_scopes.scopes.state import FinalState
 from lens_scopes.sites import FINAL
 
@@ -36,8 +38,10 @@ class ScopeMetric:
     value: Quantity
     reference: FinalState = field(repr=False)
     """The end of the prompt that the metric was made for."""
-    seen: list[Tensor] = field(default_factory=list, repr=False)
-    """The latest activation at the scope's site, [batch, pos, d_model]."""
+    transform: Callable[[Tensor], Tensor] = field(repr=False)
+    """What the model does to its raw logits."""
+    seen: Seen = field(default_factory=Seen, repr=False)
+    """What the latest run of the model left behind."""
 
     def __call__(self, logits: Float[Tensor, "batch pos vocab"]) -> Float[Tensor, ""]:
         """The mean over the batch."""
@@ -47,26 +51,36 @@ class ScopeMetric:
         """One number per prompt.
 
         Raises:
-            ValueError: logits that do not reach the position.
+            ValueError: logits that do not reach the position, or a scope whose ``value`` is not one number per run.
             RuntimeError: logits of another run than the model's latest, or used after the ``with`` block.
 
         """
         if logits.ndim != 3 or logits.shape[1] <= self.position:
             msg = f"{self.name} at position {self.position} needs logits [batch, pos, vocab], got {tuple(logits.shape)}"
             raise ValueError(msg)
-        if not self.seen or self.seen[0].shape[:2] != logits.shape[:2]:
+        activation = self.seen.activation
+        if activation is None or activation.shape[:2] != logits.shape[:2] or not self._made(logits[:, self.position]):
             msg = (
-                f"{self.name} has not seen the run that these logits {tuple(logits.shape)} come from; run the model "
-                "and call the metric inside 'with lens_scopes.patching.metric(...) as metric:'"
+                f"{self.name} has not seen the run that these logits {tuple(logits.shape)} come from, or another came "
+                "after it; run the model and call the metric on its logits at once, inside 'with "
+                "lens_scopes.patching.metric(...) as metric:'"
             )
             raise RuntimeError(msg)
-        read = self.seen[0][:, self.position]
-        state = replace(self.reference, y=read, logits=logits[:, self.position], stream={self.site: read})
-        return self.value(state)
+        read = activation[:, self.position].clone()  # a scope may edit what it gets
+        state = replace(self.reference, y=read, logits=logits[:, self.position].clone(), stream={self.site: read})
+        return one_per_run(self.value(state), len(logits), self.name)
+
+    def _made(self, logits: Float[Tensor, "batch vocab"]) -> bool:
+        """Whether the latest run made these logits."""
+        if self.seen.raw is None or self.seen.raw.shape != logits.shape:
+            return False
+        ours, theirs = self.transform(self.seen.raw).float(), logits.detach().float()
+        rounding = 1e-5 if logits.dtype in (torch.float32, torch.float64) else 1e-2
+        return bool((ours - theirs).abs().max() <= rounding * ours.abs().max())
 
 
 @contextmanager
-def metric(model: Any, prompt: Prompt, scope: Scope, *, position: int = -1) -> Iterator[ScopeMetric]:
+def metric(model: Any, prompt: Prompt, scope: Scope, *, position: Integer = -1) -> Iterator[ScopeMetric]:
     """The scope as a callable on logits, for ``transformer_lens.patching`` and ``attribution_patch``.
 
     Args:
@@ -87,8 +101,15 @@ def metric(model: Any, prompt: Prompt, scope: Scope, *, position: int = -1) -> I
     tokens = encode(host, prompt)
     at = one_position(position, len(tokens))
     site = site_of(scope)
-    opened = () if site == FINAL else host.sites([site]).names
-    reference = trace(host, tokens[None], opened, [at]).state(0, 0)
-    found = ScopeMetric(text_of(scope), site, at, quantity(scope, reference), reference)
-    with watching(host, site) as found.seen:
+    found = _prepared(host, tokens, scope, site, at)
+    with watching(host, site, at) as found.seen:
         yield found
+
+
+@guarded
+def _prepared(host: Host, tokens: Int[Tensor, " pos"], scope: Scope, site: str, at: int) -> ScopeMetric:
+    """The metric before any run of the user's."""
+    opened = () if site == FINAL else host.sites([site]).names
+    run = trace(host, tokens[None], opened, [at])
+    reference = run.state(0, 0)
+    return ScopeMetric(text_of(scope), site, at, quantity(scope, reference), reference, run.readout.transform)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host, encode
-from lens_scopes.host.prompts import Prompt, positions_of
+from lens_scopes.host.prompts import Prompt, one_position
+from lens_scopes.results.given import Integer
 from lens_scopes.scopes.protocol import Scope, site_of
 from lens_scopes.sites import FINAL
 
@@ -24,7 +25,7 @@ class Pair:
     position: int
 
     @classmethod
-    def of(cls, model: Any, clean: Prompt, corrupted: Prompt, position: int) -> "Pair":
+    def of(cls, model: Any, clean: Prompt, corrupted: Prompt, position: Integer) -> "Pair":
         """Encode both.
 
         Raises:
@@ -47,20 +48,6 @@ class Pair:
         inner = site_of(scope)
         extra = [] if inner == FINAL or inner in names else list(self.host.sites([inner]).names)
         return trace(self.host, tokens[None], [*names, *extra], [self.position])
-
-
-def one_position(position: int, length: int) -> int:
-    """The position to explain, counted from the front.
-
-    Raises:
-        ValueError: a list or "all".
-        IndexError: outside the prompt.
-
-    """
-    if not isinstance(position, int) or isinstance(position, bool):
-        msg = f"patching and ablation explain one position, got {position!r}; call once for each"
-        raise ValueError(msg)  # noqa: TRY004 - a list is legal elsewhere
-    return positions_of(position, length)[0]
 
 
 def changed(clean: Tensor, corrupted: Tensor) -> Tensor:

@@ -14,22 +14,25 @@ from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import token_texts
 from lens_scopes.host.prompts import Prompt
+from lens_scopes.host.undo import guarded
 from lens_scopes.patching.pair import Pair
+from lens_scopes.results.given import Integer, integer
 from lens_scopes.results.scores import Scores
-from lens_scopes.scopes.protocol import Scope, cotangents_of, quantity, resolve, site_of
+from lens_scopes.scopes.protocol import Scope, cotangents_of, quantity, resolve, site_of, text_of
 from lens_scopes.scopes.state import Cotangents
 from lens_scopes.sites import EMBED, FINAL, Sites, at_or_after
 
 
+@guarded
 def predict(
     model: Any,
     clean: Prompt,
     corrupted: Prompt,
     scope: Scope,
     *,
-    position: int = -1,
+    position: Integer = -1,
     sites: str | list[str] | tuple[str, ...] | None = None,
-    steps: int = 1,
+    steps: Integer = 1,
 ) -> Scores:
     """What patching each place from the corrupted towards the clean run should do to what the scope measures.
 
@@ -62,9 +65,7 @@ def predict(
     """
     pair = Pair.of(model, clean, corrupted, position)
     wanted = pair.host.sites(sites)
-    if steps < 1:
-        msg = f"steps counts the points of the path, at least 1, got {steps}"
-        raise ValueError(msg)
+    steps = integer(steps, "steps (they count the points of the path)", 1)
     # The ends of the path of integration.
     opened = wanted.names if steps == 1 or EMBED in wanted.names else (*wanted.names, EMBED)
     clean_run = pair.trace(pair.clean, opened, scope)
@@ -81,7 +82,7 @@ def predict(
     _refuse_later(pair, wanted, made)
     delta = {name: _wide(clean_run.sites[name][0].detach()) - _wide(run.sites[name][0].detach()) for name in opened}
     ends = {} if made.squared else _metric(scope, run, clean_run)
-    meta = describe(run, 0, [made], scope, ())
+    meta = describe(run, 0, [made], scope, (), corrupted)
     meta |= {
         "units": "squared" if made.squared else "signed",
         "along": "tensor",
@@ -97,7 +98,7 @@ def predict(
         del clean_run
         found = _integrate(pair, scope, delta, corrupted_end, steps)
         meta["gap"] = ends["clean"] - ends["corrupted"] - float(found[EMBED].sum())
-    refuse_nonfinite(run, {name: found[name] for name in wanted.names})
+    refuse_nonfinite(run.host, run.tokens, {name: found[name] for name in wanted.names})
     rows = torch.stack([found[name] for name in wanted.names], 1)
     probes = None
     if made.squared:
@@ -121,6 +122,8 @@ def _contract(run: Trace, made: list[Cotangents], delta: dict[str, Tensor]) -> d
     ]
     found = {name: torch.cat([part[name] for part in parts], 1) for name in delta}
     weights = torch.stack([one.root_weights() for one in made])
+    if made[0].squared:  # a weight may be no number in float32
+        found = {name: rows.double() for name, rows in found.items()}
     return {
         name: rows * weights.to(rows).reshape(*weights.shape, *[1] * (rows.ndim - 2)) for name, rows in found.items()
     }
@@ -130,11 +133,11 @@ def _integrate(
     pair: Pair, scope: Scope, delta: dict[str, Tensor], corrupted: Float[Tensor, "1 pos d_model"], steps: int
 ) -> dict[str, Float[Tensor, "row pos ..."]]:
     """The mean over midpoints of the line between the embeddings; each site keeps its own Δa."""
-    midpoints = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
+    midpoints = (torch.arange(steps, dtype=torch.float64, device="cpu") + 0.5) / steps
     size = prompts_at_once(pair.host, len(pair.corrupted))
     inner = site_of(scope)
     names = [*delta, *([] if inner == FINAL or inner in delta else [inner])]
-    total = dict.fromkeys(delta, torch.zeros(()))
+    total = dict.fromkeys(delta, torch.zeros((), device="cpu"))
     for alphas in tqdm(midpoints.split(size), desc="integrating", leave=False, disable=steps <= size):
         line = corrupted + alphas.to(corrupted)[:, None, None] * delta[EMBED].to(corrupted)
 
@@ -152,7 +155,9 @@ def _integrate(
 def _metric(scope: Scope, corrupted: Trace, clean: Trace) -> dict[str, float]:
     """What the scope measures on both runs."""
     value = quantity(scope, corrupted.state(0, 0))
-    return {name: float(value(run.state(0, 0))) for name, run in (("corrupted", corrupted), ("clean", clean))}
+    found = {name: value(run.state(0, 0)) for name, run in (("corrupted", corrupted), ("clean", clean))}
+    refuse_nonfinite(corrupted.host, corrupted.tokens, found, f"the number of {text_of(scope)}")
+    return {name: float(number) for name, number in found.items()}
 
 
 def _refuse_later(pair: Pair, wanted: Sites, made: Cotangents) -> None:

@@ -180,7 +180,7 @@ def _own(ax: Any, count: int, backend: str) -> "list[Axes]":
 def _drawing(backend: str) -> Any:
     """The module that draws with a backend."""
     if backend not in _BACKENDS:
-        msg = f"backend is 'matplotlib' or 'plotly', got {backend!r}"
+        msg = f"backend is 'matplotlib' or 'plotly', got {backend!r}; write backend='matplotlib'"
         raise ValueError(msg)
     if find_spec(backend) is None:
         extra = "plot" if backend == "matplotlib" else "plotly"

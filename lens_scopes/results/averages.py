@@ -10,7 +10,7 @@ from lens_scopes.results.flow import Flow
 from lens_scopes.results.profiles import By, Profile
 from lens_scopes.results.provenance import Meta, unit_text
 from lens_scopes.results.scores import Scores
-from lens_scopes.sites import label_of, layer_of
+from lens_scopes.sites import layer_of, short
 
 _BINS = 10
 _NAMED = ("role", "span")
@@ -138,7 +138,7 @@ def _numbers(result: Scores | Flow, by: str, bins: int) -> dict[str, float]:
             values = values.square().sum(axes).sqrt() if scores.units == "norm" else values.sum(axes)
         sites = scores.coords["site"]
         if by == "site":
-            return dict(zip(_distinct([label_of(site) for site in sites], sites), values.tolist(), strict=True))
+            return dict(zip(_distinct([short(site) for site in sites], sites), values.tolist(), strict=True))
         layers = _distinct([str(layer_of(site)) for site in sites], sites)
         return {
             f"{layer}.{head}": value

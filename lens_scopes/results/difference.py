@@ -66,7 +66,7 @@ def _few(labels: tuple) -> str:
 def facts_of(a: Mapping[str, Any], b: Mapping[str, Any]) -> Meta:
     """What both sides have in common, and each as it was: no fact of one side stands for both."""
     common = {key: value for key, value in a.items() if key in b and b[key] == value}
-    kept = {key: a[key] for key in ("joined", "texts", "special") if key in a}
+    kept = {key: a[key] for key in ("joined", "joined_tokens", "special") if key in a}
     return common | kept | {"units": "signed", "difference": [dict(a), dict(b)]}  # pyright: ignore[reportReturnType]
 
 

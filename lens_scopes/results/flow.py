@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.results import files, labelled
+from lens_scopes.results.given import Integer, integer
 from lens_scopes.results.provenance import Meta, Units, scope_text
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Flow:
         """ "norm" or "squared"; "share" after ``share()``."""
         return self.meta.get("units", "norm")
 
-    def sel(self, *, source: int) -> "Flow":
+    def sel(self, *, source: Integer) -> "Flow":
         """The row of one source as a flow of its own: where that token's influence goes. Edges are sums and go.
 
         Raises:
@@ -79,6 +80,7 @@ class Flow:
             msg = "all sources go together in this flow; run flow(..., sources='each') or sources=[...]"
             raise ValueError(msg)
         row = labelled.index_of({"source": self.sources}, "source", source)
+        source = self.sources[row]
         rows = {name: getattr(self, name) for name in ("total", "heads", "mlps", "skip", "stream", "composition")}
         return replace(
             self,
@@ -89,7 +91,12 @@ class Flow:
         )
 
     def share(self) -> "Flow":
-        """Everything as a fraction of its row's total (edges: of the sum of the totals); 0 where a total is 0."""
+        """Everything as a fraction of its row's total (edges: of the sum of the totals); 0 where a total is 0.
+
+        Shares of shares are the same shares.
+        """
+        if self.units == "share":
+            return self
 
         def divided(part: Tensor, by: Tensor) -> Tensor:
             by = by.reshape(-1, *[1] * (part.ndim - 1))
@@ -104,15 +111,22 @@ class Flow:
             probes=None,
         )
 
-    def top(self, k: int = 10) -> "pd.DataFrame":
+    def top(self, k: Integer = 10) -> "pd.DataFrame":
         """The heads and MLPs that carry most, summed over the sources: kind, layer, head, influence, share, Q, K, V.
 
         "skip" is the share of the total that goes past the heads of that block: with the block's heads it makes the
         whole. Shares of different blocks do not sum to it.
+
+        Raises:
+            ValueError: rows that were divided by their own totals, which do not add up.
+
         """
+        if self.units == "share" and len(self.total) > 1:
+            msg = "shares of several sources do not add up: write flow.top() before flow.share(), or sel(source=...)"
+            raise ValueError(msg)
         import pandas as pd
 
-        total = float(self.total.sum())
+        k, total = integer(k, "top: k", 0), float(self.total.sum())
         rows = []
         for layer in range(self.heads.shape[1]):
             for head in range(self.heads.shape[2]):
@@ -134,7 +148,7 @@ class Flow:
         order = frame.influence.abs().sort_values(ascending=False, kind="stable").index
         return frame.loc[order].head(k).reset_index(drop=True)
 
-    def paths(self, k: int = 10, *, source: int | None = None, beam: int = 64) -> "pd.DataFrame":
+    def paths(self, k: Integer = 10, *, source: Integer | None = None, beam: Integer = 64) -> "pd.DataFrame":
         """The strongest routes source → head → head → ... → prediction, each with its exact share, and the rest.
 
         A path chooses at each block the skip connection (with that block's MLP) or one head; its influence is one
@@ -156,11 +170,10 @@ class Flow:
         if self.replay is None:
             msg = "paths searches the live model, which a loaded flow does not have; run lens_scopes.flow again"
             raise RuntimeError(msg)
-        if source is not None and source not in self.sources:
-            msg = f"source {source} is no row of this flow; it has {self.sources}"
-            raise KeyError(msg)
-        wanted = list(self.sources) if source is None else [source]
-        return self.replay(k, wanted, beam)
+        k, beam = integer(k, "paths: k", 1), integer(beam, "paths: beam", 1)
+        every = {"source": self.sources}
+        rows = self.sources if source is None else (self.sources[labelled.index_of(every, "source", source)],)
+        return self.replay(k, list(rows), beam)
 
     def to_dataframe(self) -> "pd.DataFrame":
         """Long form: kind (head, mlp, skip, stream), source, layer or depth, head, pos, influence."""
@@ -241,8 +254,12 @@ class Flow:
             ValueError: a file that is cut short, of another kind or of another schema.
 
         """
-        tensors, header = files.load(path, "Flow")
-        parts: dict[str, Any] = {name: tensors.get(name) for name in _TENSORS}
+        return files.load(path, "Flow", cls._of)
+
+    @classmethod
+    def _of(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> "Flow":
+        optional = ("skip", "composition", "edges", "probes")
+        parts: dict[str, Any] = {name: tensors.get(name) if name in optional else tensors[name] for name in _TENSORS}
         if parts["skip"] is None:  # 0.1.0 did not keep it
             parts["skip"] = tensors["total"][:, None] - tensors["heads"].sum(-1)
         return cls(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lens_scopes.results.given import is_integer, shown
+
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
@@ -31,20 +33,22 @@ def check_labels(values: Tensor, dims: Sequence[str], coords: Coords) -> None:
 
 
 def index_of(coords: Coords, dim: str, label: Any) -> int:
-    """Where a label stands on an axis.
+    """Where a label stands on an axis. Integers may be numpy's or tensors; a bool or a fraction is no label.
 
     Raises:
         KeyError: no such axis, or no such label on it; the text lists what there is.
 
     """
     if dim not in coords:
-        msg = f"there is no axis {dim!r}; there are {', '.join(coords)}"
+        msg = f"there is no axis {dim!r}; write one of {', '.join(coords)}"
         raise KeyError(msg)
-    if label not in coords[dim]:
-        shown = ", ".join(map(repr, coords[dim][:20])) + (", ..." if len(coords[dim]) > 20 else "")
-        msg = f"axis {dim!r} has no label {label!r}; it has {shown}"
+    as_kind = int if is_integer(label) else next((kind for kind in (str, float) if isinstance(label, kind)), None)
+    found = None if as_kind is None else as_kind(label)
+    if as_kind is None or found not in coords[dim] or type(coords[dim][coords[dim].index(found)]) is not as_kind:
+        there = ", ".join(map(repr, coords[dim][:20])) + (", ..." if len(coords[dim]) > 20 else "")
+        msg = f"axis {dim!r} has no label {shown(label)}; write one of {there}"
         raise KeyError(msg)
-    return coords[dim].index(label)
+    return coords[dim].index(found)
 
 
 def dataframe(
@@ -68,9 +72,14 @@ def dataframe(
         labels = [coords[dim][where[axis]] for where in index]
         frame[dim] = labels
         if dim in extra:
-            frame[f"{dim}_token"] = [extra[dim].get(label) for label in labels]
+            frame[f"{dim}_token"] = [_whole(extra[dim].get(label)) for label in labels]
     frame |= {name: values.reshape(-1).tolist() for name, values in columns.items()}
     return pd.DataFrame(frame)
+
+
+def _whole(text: str | None) -> str | None:
+    """Text that a column of texts can hold: half of a surrogate pair as an escape."""
+    return None if text is None else text.encode(errors="backslashreplace").decode()
 
 
 def dataset(
@@ -97,7 +106,7 @@ def dataset(
     # Labels as a list: xarray takes a tuple for a variable of its own.
     labels: dict[str, Any] = {dim: list(values) for dim, values in coords.items() if dim in used}
     if "pos" in used:
-        labels["token"] = ("pos", list(tokens))
+        labels["token"] = ("pos", [_whole(token) for token in tokens])
     data = {name: (tuple(dims), values.numpy()) for name, (dims, values) in variables.items()}
     return xr.Dataset(data, labels, {"meta": facts})
 

@@ -113,7 +113,10 @@ class Profile:
             ValueError: a file that is cut short, of another kind or of another schema.
 
         """
-        tensors, header = files.load(path, "Profile")
+        return files.load(path, "Profile", cls._of)
+
+    @classmethod
+    def _of(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> "Profile":
         lengths = None if header["lengths"] is None else tuple(header["lengths"])
         return cls(tensors["each"], tuple(header["labels"]), header["by"], header["unit"], lengths, header["meta"])
 

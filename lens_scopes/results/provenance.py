@@ -64,6 +64,8 @@ class Meta(TypedDict, total=False):
     """The ids of the prompt, exactly as they ran."""
     special: list[int]
     """The positions of special tokens (BOS, a chat template's headers)."""
+    own_bos: bool
+    """Whether the prompt was a string that begins with the BOS as text: then it has that one, and not another."""
     roles: list[Role]
     """Of a chat: the tokens of each message; empty where its template does not say where they begin."""
     spans: dict[str, list[int]]
@@ -96,6 +98,8 @@ class Meta(TypedDict, total=False):
     """Whether the final norm makes the length of y a constant: its weight is folded away, or untrained."""
     centred: bool
     """Whether the unembedding, and with it every logit, is centred."""
+    hooks: list[str]
+    """Where the user's own hooks were in force (hook names, or modules for torch's): part of what was measured."""
     versions: dict[str, str]
     """Of this package, TransformerLens and torch."""
 
@@ -116,12 +120,12 @@ class Meta(TypedDict, total=False):
     """Axes that were summed."""
     aggregated: str
     """What positions were joined to: "word", "sentence", "line", "role" or "span"."""
+    joined_tokens: list[str]
+    """The text of every token of the prompt before they were joined."""
     joined: list[list[int]]
     """The positions of each joined entry."""
     straddling: list[int]
     """Tokens that are partly outside of the entry they were joined to."""
-    texts: list[str]
-    """The text that each token of the prompt added, before they were joined."""
     difference: list["Meta"]
     """Of which two results this is the difference, as they were."""
     degrees: int
@@ -142,6 +146,8 @@ class Meta(TypedDict, total=False):
     """What those points missed of the metric's difference."""
     measured: int
     """How many patches were run."""
+    places: list[list[str | int]]
+    """The places that were patched together: site, position and head."""
 
     # Evaluation.
     protocol: str | None
@@ -168,8 +174,20 @@ def tokens_of(target: Target | None) -> list[Token]:
 
 
 def scope_text(meta: Mapping[str, Any], unknown: str = "scores") -> str:
-    """The scope of a result in words."""
-    return meta["scope"]["text"] if "scope" in meta else unknown
+    """The scope of a result in words; of a ``meta`` that was written by hand, whatever stands there."""
+    scope = meta.get("scope", unknown)
+    return str(scope.get("text", unknown)) if isinstance(scope, Mapping) else str(scope)
+
+
+def plain(value: Any) -> Any:
+    """A copy that is JSON-like through and through: tensors and arrays as lists, what JSON does not know as text."""
+    if hasattr(value, "tolist"):  # of torch and numpy, single numbers too
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(one) for one in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def unit_text(meta: Mapping[str, Any]) -> str:
@@ -190,7 +208,7 @@ def lengths(meta: Mapping[str, Any]) -> list[str]:
 
 def prompt_text(meta: Mapping[str, Any], tokens: Sequence[str]) -> str:
     """The prompt of a result, also where its tokens were joined to spans with other names."""
-    return "".join(meta.get("texts", tokens))
+    return "".join(meta.get("joined_tokens", tokens))
 
 
 def versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lens_scopes.results import difference, files, labelled, spans
 from lens_scopes.results.provenance import Meta, Units, lengths, scope_text
-from lens_scopes.sites import EMBED
+from lens_scopes.sites import named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,7 @@ class Scores:
     """
 
     values: Tensor
-    """float32 (float64 if the model is), on the CPU, outside any graph."""
+    """float32 (float64 in squared units, or if the model is), on the CPU, outside any graph."""
     dims: tuple[str, ...]
     coords: Mapping[str, tuple]
     tokens: tuple[str, ...]
@@ -72,9 +72,12 @@ class Scores:
 
         """
         if self.probes is None or self.stderr is None:
-            msg = "these scores are exact, or biased (truncated): they have no interval; see meta['coverage']"
+            msg = (
+                f"only estimates have an interval, got {scope_text(self.meta, '?')}, which has no interval (exact, or "
+                "biased by truncation); write score(..., Fisher(passes=16))"
+            )
             raise ValueError(msg)
-        if not 0 < level < 1:
+        if not isinstance(level, int | float) or not 0 < level < 1:
             msg = f"level is a probability between 0 and 1, got {level}"
             raise ValueError(msg)
         from scipy.stats import t
@@ -88,16 +91,18 @@ class Scores:
     def sel(self, **labels: Any) -> "Scores":
         """The part at one label of each named axis, which is dropped: ``scores.sel(site="hook_embed")``.
 
-        Spans that were joined by name are found under it: ``scores.sel(pos="question")``.
+        Sites also go by what pictures call them ("1 resid_post"), and by their kind where one only has it ("embed");
+        spans that were joined by name by that: ``scores.sel(pos="question")``.
 
         Raises:
-            KeyError: an axis or a label that is not there.
+            KeyError: an axis or a label that is not there, or a kind that several sites have.
 
         """
         picked = self
         for dim, label in labels.items():
-            name = EMBED if dim == "site" and label == "embed" else label
+            name = named(label, picked.coords.get("site", ())) if dim == "site" else label
             index = labelled.index_of(picked._names() if isinstance(name, str) else picked.coords, dim, name)
+            name = picked.coords[dim][index]
             kept: Meta = {"selected": {**picked.meta.get("selected", {}), dim: name}}
             picked = picked._drop(dim, lambda x, axis, i=index: x.select(axis, i), kept)
         return picked
@@ -162,8 +167,8 @@ class Scores:
             raise ValueError(msg)
         found = spans.joined(self.tokens, self.meta, by, chars)
         axis = self.dims.index("pos")
-        members = torch.tensor([i for span in found.positions for i in span])
-        group = torch.tensor([n for n, span in enumerate(found.positions) for _ in span])
+        members = torch.tensor([i for span in found.positions for i in span], device="cpu")
+        group = torch.tensor([n for n, span in enumerate(found.positions) for _ in span], device="cpu")
 
         def join(x: Tensor, at: int) -> Tensor:
             x = x.index_select(at, members)
@@ -177,7 +182,7 @@ class Scores:
             "aggregated": found.by,
             "joined": [list(span) for span in found.positions],
             "straddling": list(found.straddling),
-            "texts": list(self.tokens),
+            "joined_tokens": list(self.tokens),
         }
         return replace(
             self,
@@ -215,9 +220,9 @@ class Scores:
         Joined tokens have a column "length": how many they are (of a difference of prompts: of both sides).
         """
         columns = {"score": self.values} | ({} if self.stderr is None else {"stderr": self.stderr})
-        by_position = dict(zip(self.coords.get("pos", range(len(self.tokens))), self.tokens, strict=True))
-        target = dict(enumerate(self.meta.get("texts", self.tokens)))
-        extra = {dim: by for dim, by in (("pos", by_position), ("target_pos", target)) if dim in self.dims}
+        # A position explained is a single token, also where the others are joined.
+        extra = {"target_pos": dict(enumerate(self.meta.get("joined_tokens", self.tokens)))}
+        extra |= {"pos": dict(zip(self.coords["pos"], self.tokens, strict=True))} if "pos" in self.dims else {}
         frame = labelled.dataframe(columns, self.dims, self.coords, extra)
         if "pos" in self.dims and (found := lengths(self.meta)):
             by_position = dict(zip(self.coords["pos"], found, strict=True))
@@ -256,7 +261,10 @@ class Scores:
             ValueError: a file that is cut short, of another kind or of another schema.
 
         """
-        tensors, header = files.load(path, "Scores")
+        return files.load(path, "Scores", cls._of)
+
+    @classmethod
+    def _of(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> "Scores":
         return cls(
             tensors["values"],
             tuple(header["dims"]),

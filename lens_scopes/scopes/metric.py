@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_scopes.results.given import shown
 from lens_scopes.scopes.state import Cotangents, FinalState
 
 
@@ -19,6 +20,9 @@ class Metric:
             as in TransformerLens), and returns one element.
         name: what the result calls it; by default the function's name.
 
+    Raises:
+        TypeError: fn is no function.
+
     Raises (when called):
         ValueError: fn returns more than one element, or something that does not depend on the logits.
 
@@ -26,6 +30,15 @@ class Metric:
 
     fn: Callable[[Tensor], Tensor]
     name: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a name."""
+        if not callable(self.fn):
+            msg = (
+                f"Metric takes a function of the logits [1, 1, vocab], got {shown(self.fn)}; write e.g. "
+                "ls.Metric(lambda logits: logits[0, -1, 42]), or another scope, e.g. ls.Entropy()"
+            )
+            raise TypeError(msg)
 
     def __repr__(self) -> str:
         """The name only: a function's address would differ from run to run."""
@@ -41,7 +54,10 @@ class Metric:
                 msg = f"{self!r}: fn must return one element, got {got}; e.g. lambda logits: logits[0, -1, 42]"
                 raise ValueError(msg)
             if not value.requires_grad:
-                msg = f"{self!r}: what fn returns does not depend on the logits, so it has no gradient"
+                msg = (
+                    f"{self!r}: fn must return what depends on the logits, got a constant without gradient; write it "
+                    "in torch, e.g. lambda logits: logits[0, -1, 42]"
+                )
                 raise ValueError(msg)
             (gradient,) = torch.autograd.grad(value.reshape(()), logits)
         return Cotangents(state.pull(gradient)[None], notes={"value": float(value.detach())})

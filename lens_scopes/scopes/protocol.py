@@ -7,7 +7,7 @@ asks the functions below, never for its class:
 | attribute | what it says | without it |
 |---|---|---|
 | ``site`` | where its cotangents live: "final", or the hook name of a residual-stream site | "final" |
-| ``target`` | the token it is about; None is open, and ``evaluate`` aims it | nothing to aim |
+| ``target`` | the token it is about, text or id; None is open, and ``evaluate`` aims it | nothing to aim |
 | ``resolve(state)`` | the same scope with its tokens fixed to what they are at this state | itself |
 | ``value(state)`` | the number whose gradient its cotangent is, or None | ⟨v, y⟩, its one cotangent v held |
 | ``divergence(state, reference)`` | in squared units: what the form is the second order of, at a reference | none |
@@ -15,21 +15,29 @@ asks the functions below, never for its class:
 
 ``value`` and ``divergence`` are also asked about many runs at once: ``state.y`` and ``state.logits`` then have a
 leading axis, and so has the answer. Formulas that index from the end (``state.logits[..., token]``) just work.
+
+``meta["targets"]`` names the ids in the cotangents' ``notes["target"]`` and ``notes["versus"]``, which may differ from
+position to position; without them the attribute ``target``, if it is one token.
 """
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from contextlib import suppress
+from copy import copy
+from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from importlib import import_module
 from inspect import Parameter, signature
 from typing import Any, cast
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from lens_scopes.results.provenance import ScopeData
+from lens_scopes.results.given import shown, vector
+from lens_scopes.results.provenance import ScopeData, plain
 from lens_scopes.scopes.state import Cotangents, FinalState
-from lens_scopes.sites import FINAL
+from lens_scopes.sites import FINAL, one
 
 #: A scope is a recipe: final state -> cotangents. A plain function or lambda is a legal scope.
 Scope = Callable[[FinalState], "Cotangents | Tensor"]
@@ -45,45 +53,102 @@ def cotangents_of(scope: Scope, state: FinalState) -> Cotangents:
         TypeError: the scope is not callable, or returns something else than a tensor or Cotangents.
         ValueError: the vectors do not have shape [d_model] or [k, d_model], contain NaN or infinity, or live at another
             site than the scope's attribute ``site`` says.
+        RuntimeError: the scope changed the model's unembedding.
 
     """
-    if not callable(scope):
-        msg = f"a scope is a function of the final state, got {scope!r}; write e.g. ls.Semantic(), not the string"
-        raise TypeError(msg)
-    made = scope(state)
-    if isinstance(made, Tensor):
+    read = site_of(scope)
+    edits = None if state.weight.is_inference() else state.weight._version
+    made: Any = scope(state)
+    if edits is not None and state.weight._version != edits:
+        msg = (
+            f"{scope!r} changed state.weight in place, which is the model's own unembedding: the model is no longer "
+            "what it was, load it again; write state.weight.clone() where a scope edits"
+        )
+        raise RuntimeError(msg)
+    if not isinstance(made, Cotangents):
+        made = vector(made, f"what {scope!r} returns (or ls.Cotangents)")
         if made.ndim not in (1, 2):
             msg = f"{scope!r} returned shape {tuple(made.shape)}; a scope returns [d_model] or [k, d_model]"
             raise ValueError(msg)
-        made = Cotangents(made.detach().reshape(-1, made.shape[-1]))
-    if not isinstance(made, Cotangents):
-        msg = f"{scope!r} returned {type(made).__name__}; a scope returns a tensor or ls.Cotangents"
-        raise TypeError(msg)
+        made = Cotangents(made.reshape(-1, made.shape[-1]))
     if made.vectors.shape[1] != len(state.y):
         length = made.vectors.shape[1]
-        msg = f"{scope!r} returned vectors of length {length}; the final state has d_model = {len(state.y)}"
-        raise ValueError(msg)
-    if made.site != site_of(scope):
         msg = (
-            f"{scope!r} returned cotangents at {made.site}, but says that it reads {site_of(scope)}; give the scope an "
+            f"{scope!r} gave vectors of length {length}, the model has d_model = {len(state.y)}; write [{len(state.y)}]"
+        )
+        raise ValueError(msg)
+    if made.site != read:
+        msg = (
+            f"{scope!r} returned cotangents at {made.site}, but says that it reads {read}; give the scope an "
             f"attribute site = {made.site!r}"
         )
         raise ValueError(msg)
     if not made.vectors.isfinite().all():
         msg = f"{scope!r} returned a cotangent with NaN or infinity (final state: {state.y.dtype})"
         raise ValueError(msg)
-    return made
+    weights = None if made.weights is None else made.weights.detach()
+    return replace(made, vectors=made.vectors.detach(), weights=weights)  # results hold no graph
+
+
+def _refuse_no_scope(scope: Any) -> None:
+    """Refuse what cannot be called, and a class where an instance of it is meant.
+
+    Raises:
+        TypeError: neither a function nor an instance of a scope's class.
+
+    """
+    if isinstance(scope, type):
+        msg = f"a scope is made of its class, got the class {scope.__name__}; write ls.{scope.__name__}()"
+        if _kinds().get(scope.__name__) is not scope:
+            msg = (
+                f"a scope is a function of the final state, got the class {scope.__name__}; write {scope.__name__}(...)"
+            )
+        raise TypeError(msg)
+    if not callable(scope):
+        known = {name.lower(): name for name in _kinds()}
+        meant = f"ls.{known.get(str(scope).lower(), 'Semantic')}()"
+        msg = f"a scope is a function of the final state, got {shown(scope)}; write e.g. {meant}"
+        raise TypeError(msg)
 
 
 def site_of(scope: Scope) -> str:
-    """Where a scope's cotangents live, before it is called."""
-    return getattr(scope, "site", FINAL)
+    """Where a scope's cotangents live, before it is called.
+
+    Raises:
+        TypeError: no scope, or the class of one.
+        ValueError: its site is not one place of the residual stream.
+
+    """
+    _refuse_no_scope(scope)
+    return one(getattr(scope, "site", FINAL))
 
 
 def resolve(scope: Scope, state: FinalState) -> Scope:
     """The same scope with its tokens fixed: what they mean at this state they then mean at any other."""
     fixed: Any = getattr(scope, "resolve", None)
     return cast("Scope", fixed(state)) if callable(fixed) else scope
+
+
+def aimed(scope: Scope, target: int) -> Scope:
+    """A scope whose attribute ``target`` is open (None), about this token; any other as it is.
+
+    Raises:
+        TypeError: a scope that is open and cannot be copied with another target.
+
+    """
+    if getattr(scope, "target", 0) is not None:
+        return scope
+    if is_dataclass(scope) and not isinstance(scope, type):
+        return cast("Scope", replace(scope, target=target))
+    if isinstance(scope, tuple):  # with named fields: another tuple has no target
+        return cast("Scope", cast("Any", scope)._replace(target=target))
+    found: Any = copy(scope)
+    if found is not scope:  # of a function there is no copy
+        with suppress(AttributeError, TypeError):
+            found.target = target
+            return cast("Scope", found)
+    msg = f"{text_of(scope)} has an open target, and no copy of it can be given one; write a dataclass with target"
+    raise TypeError(msg)
 
 
 def quantity(scope: Scope, reference: FinalState) -> Quantity:
@@ -93,7 +158,8 @@ def quantity(scope: Scope, reference: FinalState) -> Quantity:
     other scope of one cotangent v in norm units, ⟨v, y⟩ with v taken at the reference.
 
     Raises:
-        ValueError: several cotangents without a number of their own; or what the scope refuses.
+        ValueError: several cotangents without a number of their own; a number that depends on which other runs it is
+            asked about with; or what the scope refuses.
 
     """
     made = cotangents_of(scope, reference)  # resolves tokens and refuses what the scope refuses
@@ -101,9 +167,9 @@ def quantity(scope: Scope, reference: FinalState) -> Quantity:
     value: Any = getattr(scope, "value", None)
     divergence: Any = getattr(scope, "divergence", None)
     if not made.squared and callable(value) and value(reference) is not None:
-        return cast("Quantity", value)
+        return _run_by_run(cast("Quantity", value), scope, reference)
     if made.squared and callable(divergence):
-        return cast("Quantity", partial(divergence, reference=reference))
+        return _run_by_run(cast("Quantity", partial(divergence, reference=reference)), scope, reference)
     if made.squared or len(made.vectors) != 1:
         msg = (
             f"{text_of(scope)} returns {len(made.vectors)} cotangents in {'squared' if made.squared else 'norm'} "
@@ -114,10 +180,50 @@ def quantity(scope: Scope, reference: FinalState) -> Quantity:
     return lambda state: state.at(made.site) @ (made.vectors[0] * weight).to(state.y)
 
 
+def one_per_run(values: Tensor, runs: int, name: str) -> Tensor:
+    """What a scope's ``value`` says of many runs.
+
+    Raises:
+        ValueError: another shape than [run].
+
+    """
+    if not isinstance(values, Tensor) or values.shape != (runs,):
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        msg = (
+            f"value of {name} returns one number per run, shape ({runs},) for {runs} runs, got {got}; index from the "
+            "end, e.g. state.logits[..., token]"
+        )
+        raise ValueError(msg)
+    return values
+
+
+def _run_by_run(value: Quantity, scope: Scope, reference: FinalState) -> Quantity:
+    """The number, once it was seen to be the same alone and beside another run."""
+    name = text_of(scope)
+
+    def beside(x: Tensor) -> Tensor:
+        return torch.stack([x, 0.5 * x + 0.1])
+
+    stream = {site: beside(x) for site, x in reference.stream.items()}
+    both = replace(reference, y=beside(reference.y), logits=beside(reference.logits), stream=stream)
+    with torch.no_grad():
+        alone, first = value(reference), one_per_run(value(both), 2, name)[0]
+    if not torch.allclose(torch.as_tensor(alone).double(), first.double(), rtol=1e-4, atol=1e-6, equal_nan=True):
+        msg = (
+            f"value of {name} is {float(alone):.6g} for one run and {float(first):.6g} for the same beside another: it "
+            "must not mix runs; index and reduce from the end, e.g. state.y.norm(dim=-1)"
+        )
+        raise ValueError(msg)
+    return value
+
+
 def text_of(scope: Scope) -> str:
     """A scope in words: as a built-in one is written, a function by its name."""
-    if is_dataclass(scope):
+    if is_dataclass(scope) or isinstance(scope, tuple):
         return repr(scope)
+    if isinstance(scope, partial):
+        given = [*map(repr, scope.args), *(f"{name}={value!r}" for name, value in scope.keywords.items())]
+        return f"{text_of(scope.func)}({', '.join(given)})"
     return getattr(scope, "__name__", type(scope).__name__)
 
 
@@ -133,12 +239,29 @@ def data_of(scope: Scope) -> ScopeData:
         given: Any = own()
     elif is_dataclass(scope):
         given = {one.name: getattr(scope, one.name) for one in fields(scope)}
+    elif isinstance(scope, tuple) and hasattr(scope, "_asdict"):
+        given = scope._asdict()  # type: ignore[attr-defined] - of a NamedTuple
     else:
-        name = getattr(scope, "__qualname__", kind.__qualname__)
-        given = {"name": f"{getattr(scope, '__module__', kind.__module__)}.{name}"}
-        return {"kind": "function", "fields": given, "text": text}
+        return {"kind": "function", "fields": {"name": _full_name(scope)} | _bound(scope), "text": text}
     name = kind.__name__ if _kinds().get(kind.__name__) is kind else f"{kind.__module__}.{kind.__qualname__}"
-    return {"kind": name, "fields": {key: _plain(value) for key, value in given.items()}, "text": text}
+    return {"kind": name, "fields": {str(key): _plain(value) for key, value in given.items()}, "text": text}
+
+
+def _full_name(function: Any) -> str:
+    while isinstance(function, partial):
+        function = function.func
+    kind = type(function)
+    name = getattr(function, "__qualname__", kind.__qualname__)
+    return f"{getattr(function, '__module__', kind.__module__)}.{name}"
+
+
+def _bound(function: Any) -> dict[str, Any]:
+    """What a partial was given, its own partials included: two of one function are two scopes."""
+    if not isinstance(function, partial):
+        return {}
+    inner = _bound(function.func)
+    keywords = {**inner.get("keywords", {}), **_plain(function.keywords)}
+    return {"args": [*inner.get("args", ()), *_plain(function.args)], "keywords": keywords}
 
 
 def scope_from(data: ScopeData) -> Scope:
@@ -148,8 +271,11 @@ def scope_from(data: ScopeData) -> Scope:
         ValueError: a scope that is not this package's own, or one that holds a function or a tensor.
 
     """
+    if not isinstance(data, Mapping) or not {"kind", "fields"} <= set(data):
+        msg = f"meta['scope'] is {{'kind', 'fields', 'text'}}, got {shown(data)}; pass the scope: scope=..."
+        raise ValueError(msg)
     kind, given = _kinds().get(data["kind"]), data["fields"]
-    if kind is None or any(isinstance(value, Mapping) for value in given.values()):
+    if kind is None or any(map(_opaque, given.values())):
         what = "holds a function or a tensor" if kind is not None else "is not one of this package's"
         msg = f"the scope {data['kind']!r} {what} and cannot be remade from its provenance; pass it: scope=..."
         raise ValueError(msg)
@@ -171,13 +297,22 @@ def _kinds() -> dict[str, type]:
     return {name: getattr(scopes, name) for name in scopes.__all__}
 
 
+def _opaque(value: Any) -> bool:
+    """Whether something written down names a tensor or a function that it does not hold."""
+    return isinstance(value, Mapping) or (isinstance(value, list) and any(map(_opaque, value)))
+
+
 def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        whole = value.detach().cpu().double().contiguous()
+    """Tensors and functions by name, inside of lists and dicts too; the rest as ``provenance.plain`` has it."""
+    if isinstance(value, Tensor | np.ndarray):
+        whole = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+        whole = whole.to(torch.complex128 if whole.is_complex() else torch.float64).contiguous()
         return {
             "tensor": list(value.shape),
             "digest": hashlib.blake2b(whole.numpy().tobytes(), digest_size=8).hexdigest(),
         }
     if callable(value):
         return {"function": getattr(value, "__qualname__", type(value).__qualname__)}
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else plain(value)

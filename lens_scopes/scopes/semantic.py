@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_scopes.results.given import Integer, integer, listed
 from lens_scopes.scopes.state import Cotangents, FinalState
 
-Token = str | int
+Token = str | Integer
 
 # A target is doubted where its twin with or without a blank is so many times likelier.
 _TWIN = 10
@@ -31,19 +33,24 @@ class Semantic:
         ValueError: a string that is not one token or unknown to the tokenizer, an id outside the vocabulary, or not
             one target per position.
 
+    Raises (at once):
+        TypeError: neither text nor an integer.
+
     """
 
-    target: Token | Sequence[Token] | Tensor | None = None
-    versus: Token | Sequence[Token] | Tensor | None = None
+    target: Token | Sequence[Token] | Tensor | np.ndarray | None = None
+    versus: Token | Sequence[Token] | Tensor | np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        """Keep sequences as tuples, so that the scope stays hashable."""
+        """Keep tokens as text or Python's integers, several of them as a tuple, so that the scope stays hashable."""
         for name in ("target", "versus"):
             value = getattr(self, name)
-            if isinstance(value, Tensor):
-                value = value.tolist()
-            if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-                object.__setattr__(self, name, tuple(value))
+            if value is None or isinstance(value, str):
+                continue
+            what = f"Semantic's {name} is a string or an id; an id"
+            each = tuple(one if one is None or isinstance(one, str) else integer(one, what) for one in listed(value))
+            several = isinstance(value, Sequence) or getattr(value, "ndim", 0) > 0
+            object.__setattr__(self, name, each if several else each[0])
 
     def __repr__(self) -> str:
         """As it is written, without what was left out."""
@@ -62,7 +69,7 @@ class Semantic:
     def value(self, state: FinalState) -> Float[Tensor, "*run"]:
         """The logit, or the difference of the two."""
         target, versus = self._ids(state)
-        return state.logits[..., target] - (0.0 if versus is None else state.logits[..., versus])
+        return state.logit(target) - (0.0 if versus is None else state.logit(versus))
 
     def resolve(self, state: FinalState) -> "Semantic":
         """With the ids of the tokens that are meant at this state."""
@@ -72,13 +79,13 @@ class Semantic:
     def _ids(self, state: FinalState) -> tuple[int, int | None]:
         target, versus = (self._pick(name, state) for name in ("target", "versus"))
         if target is None:
-            if state.logits.ndim > 1:
+            if state.y.ndim > 1:
                 msg = "Semantic() aims at the top-1 of one state, and was asked about many: resolve(state) it first"
                 raise ValueError(msg)
             target = int(state.logits.argmax())
         return _id(target, state), None if versus is None else _id(versus, state)
 
-    def _pick(self, name: str, state: FinalState) -> Token | None:
+    def _pick(self, name: str, state: FinalState) -> str | int | None:
         """The token for this position out of "one for all" or "one per requested position"."""
         wanted: Any = getattr(self, name)
         if not isinstance(wanted, tuple):
@@ -92,10 +99,10 @@ class Semantic:
         return wanted[state.index]
 
 
-def _id(token: Token, state: FinalState) -> int:
+def _id(token: str | int, state: FinalState) -> int:
     """The token's id; with a warning where the text with (or without) a leading blank is what the model would say."""
     found = state.token_id(token)
-    if isinstance(token, str) and state.logits.ndim == 1:
+    if isinstance(token, str) and state.y.ndim == 1:
         twin = state.twin(token)
         if twin is not None and state.probs[twin[1]] >= _TWIN * state.probs[found]:
             other, p, q = twin[0], float(state.probs[found]), float(state.probs[twin[1]])

@@ -1,7 +1,7 @@
 """The two values that meet in a scope: the state at the end of the model, and the cotangents a scope makes of it."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.sites import FINAL
+from lens_scopes.results.given import integer, shown, vector
+from lens_scopes.sites import FINAL, one
 
 # Rows of the unembedding that are held in float32 at one time (32 MB at d_model 2048).
 _ROWS = 4096
@@ -43,8 +44,6 @@ class FinalState:
     norm_has_bias: bool
     """Whether the final norm is a LayerNorm, which has a bias to be folded as well."""
     token_id: Callable[[str | int], int]
-    norm_jacobian: Callable[[], Float[Tensor, "d_model d_model"]]
-    """∂y/∂x, x the last residual stream at this position: [d_model of y, d_model of x]."""
     twin: Callable[[str], tuple[str, int] | None] = field(default=lambda text: None)  # noqa: ARG005
     """The token that differs from a text by a leading blank, and its id, if there is one."""
     stream: Mapping[str, Float[Tensor, "*run d_model"]] = field(default_factory=dict)
@@ -54,6 +53,10 @@ class FinalState:
     def probs(self) -> Float[Tensor, "*run vocab"]:
         """softmax(z), in float64."""
         return torch.softmax(self.logits.double(), dim=-1)
+
+    def logit(self, token: int) -> Float[Tensor, "*run"]:
+        """One token's logit: ``logits[..., token]``, where it can be had without the whole vocabulary's."""
+        return self.logits[..., token]
 
     def at(self, site: str) -> Float[Tensor, "*run d_model"]:
         """The activation that cotangents at a site are contracted with: y, or the stream at an open site."""
@@ -76,13 +79,57 @@ class FinalState:
             yield which, self.rows(which)
 
     def pull(self, at_logits: Float[Tensor, "*k vocab"]) -> Float[Tensor, "*k d_model"]:
-        """A cotangent at the logits pulled back to y: W̃ᵀc."""
-        scaled = at_logits if self.slope is None else at_logits * self.slope
-        out = scaled.new_zeros((*at_logits.shape[:-1], len(self.y)), dtype=self.y.dtype)
-        for start in range(0, len(self.logits), _ROWS):
-            which = slice(start, start + _ROWS)
-            out += scaled[..., which].to(self.y.dtype) @ self.weight[which].to(self.y.dtype)
-        return out
+        """A cotangent at the logits pulled back to y: W̃ᵀc. Many cost hardly more than one."""
+        scaled = (at_logits if self.slope is None else at_logits * self.slope).to(self.y.dtype)
+        return sum((scaled[..., which] @ rows for which, rows in self._runs()), scaled.new_zeros(()))
+
+    def times(self, right: Float[Tensor, "d_model k"]) -> Float[Tensor, "vocab k"]:
+        """W̃ @ right: how far the logits move along each column."""
+        moved = torch.cat([rows @ right for _, rows in self._runs()])
+        return moved if self.slope is None else moved * self.slope[:, None]
+
+    def square_lengths(self) -> Float[Tensor, " vocab"]:
+        """‖w̃_w‖² of every word, in float64."""
+        lengths = torch.cat([torch.linalg.vector_norm(rows, dim=1) for _, rows in self._runs()]).double()
+        return (lengths if self.slope is None else lengths * self.slope).square()
+
+    def _runs(self) -> Iterator[tuple[slice, Float[Tensor, "rows d_model"]]]:
+        """W_U, transposed: whole, or in runs of rows where each has to be widened first."""
+        size = len(self.weight) if self.weight.dtype == self.y.dtype else _ROWS
+        for start in range(0, len(self.weight), size):
+            which = slice(start, start + size)
+            yield which, self.weight[which].to(self.y.dtype)
+
+
+class FinalStates(FinalState):
+    """The ends of many runs at one position, whose logits are worked out only when somebody looks at them.
+
+    Args:
+        reference: what the runs have in common: tokens, position, unembedding.
+        y: of each run.
+        read: from a token to its logit, [run]; from None to the logits of all.
+        stream: of each run, at the open sites.
+
+    """
+
+    def __init__(
+        self,
+        reference: FinalState,
+        y: Float[Tensor, "run d_model"],
+        read: Callable[[int | None], Tensor],
+        stream: Mapping[str, Float[Tensor, "run d_model"]],
+    ):
+        shared = {one.name: getattr(reference, one.name) for one in fields(FinalState) if one.name != "logits"}
+        vars(self).update(shared | {"y": y, "stream": stream, "_read": read})
+
+    @cached_property
+    def logits(self) -> Float[Tensor, "run vocab"]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """All of them."""
+        return vars(self)["_read"](None)
+
+    def logit(self, token: int) -> Float[Tensor, " run"]:
+        """From that token's row of the unembedding alone."""
+        return self.logits[..., token] if "logits" in vars(self) else vars(self)["_read"](token)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,19 +151,27 @@ class Cotangents:
     """JSON-like facts for the result's ``meta``: target, coverage, ..."""
 
     def __post_init__(self) -> None:
-        """Check the shapes against each other."""
-        if self.vectors.ndim != 2:
-            msg = f"Cotangents need vectors [k, d_model], got shape {tuple(self.vectors.shape)}"
-            raise ValueError(msg)
+        """Keep the numbers as tensors, and check their shapes against each other."""
+        object.__setattr__(self, "vectors", vector(self.vectors, "Cotangents: vectors", "k", "d_model"))
+        if self.weights is not None:
+            object.__setattr__(self, "weights", vector(self.weights, "Cotangents: weights", "k"))
         if self.weights is not None and self.weights.shape != self.vectors.shape[:1]:
-            msg = f"Cotangents got {len(self.vectors)} vectors but weights of shape {tuple(self.weights.shape)}"
+            msg = f"Cotangents got {len(self.vectors)} vectors but {len(self.weights)} weights; write one for each"
             raise ValueError(msg)
         if not len(self.vectors):
-            msg = "Cotangents need at least one vector, got none"
+            msg = "Cotangents need at least one vector, got none; write vectors [k, d_model] with k > 0"
             raise ValueError(msg)
         if self.weights is not None and not (self.weights.isfinite().all() and (self.weights >= 0).all()):
-            msg = "Cotangents weights are finite and not negative: they multiply squares; put a sign into the vector"
+            msg = (
+                "Cotangents weights are finite and not negative (they multiply squares), got "
+                f"{self.weights.tolist()}; write the sign into the vector"
+            )
             raise ValueError(msg)
+        object.__setattr__(self, "site", one(self.site))
+        if not isinstance(self.notes, Mapping):
+            msg = f"Cotangents: notes are a dict of facts, got {shown(self.notes)}; write e.g. notes={{'target': 42}}"
+            raise TypeError(msg)
+        object.__setattr__(self, "probes", integer(self.probes, "Cotangents: probes"))
         if self.probes and not self.squared:
             msg = "random probes estimate a sum of squares: Cotangents(..., probes=m) needs squared=True"
             raise ValueError(msg)
@@ -124,10 +179,16 @@ class Cotangents:
             msg = f"probes counts the last vectors, 0 to {len(self.vectors)} of them, got {self.probes}"
             raise ValueError(msg)
 
+    def scaled(self) -> tuple["Cotangents", float]:
+        """The same with a largest weight of 1, and that weight, for squared units: 1e-200 is no number in float32."""
+        if not self.squared or self.weights is None or not (largest := float(self.weights.max())):
+            return self, 1.0
+        return replace(self, weights=self.weights.double() / largest), largest
+
     def root_weights(self) -> Float[Tensor, " k"]:
         """√w_i in float64 on the CPU; 1 where no weights are given."""
         return (
-            torch.ones(len(self.vectors), dtype=torch.float64)
+            torch.ones(len(self.vectors), dtype=torch.float64, device="cpu")
             if self.weights is None
             else self.weights.double().sqrt().cpu()
         )

@@ -1,11 +1,15 @@
 """The Temperature Scope: the sensitivity of the length of the final state (arXiv 2601.16407)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_scopes.results.given import vector
 from lens_scopes.scopes.state import Cotangents, FinalState
 
 
@@ -20,13 +24,23 @@ class Temperature:
         norm_weight: [d_model], the *effective* multiplier of the folded final norm (Gemma: 1 + the stored weight).
         norm_bias: [d_model], its bias; required with ``norm_weight`` for a LayerNorm model.
 
+    Raises:
+        TypeError: a weight or bias that is no numbers.
+
     Raises (when called):
         ValueError: the final norm is folded or untrained and no weight is given, or a weight is given and it is not.
 
     """
 
-    norm_weight: Float[Tensor, " d_model"] | None = None
-    norm_bias: Float[Tensor, " d_model"] | None = None
+    norm_weight: Float[Tensor, " d_model"] | Float[np.ndarray, " d_model"] | Sequence[float] | None = None
+    norm_bias: Float[Tensor, " d_model"] | Float[np.ndarray, " d_model"] | Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        """Keep the numbers as tensors."""
+        for name in ("norm_weight", "norm_bias"):
+            given = getattr(self, name)
+            if given is not None:
+                object.__setattr__(self, name, vector(given, f"Temperature's {name}", "d_model"))
 
     def __repr__(self) -> str:
         """Which vectors were given, not the numbers."""
@@ -64,12 +78,13 @@ class Temperature:
                 " write ls.Temperature(norm_weight=..., norm_bias=...)"
             )
             raise ValueError(msg)
-        bias = torch.zeros_like(self.norm_weight) if self.norm_bias is None else self.norm_bias
-        for name, value in (("norm_weight", self.norm_weight), ("norm_bias", bias)):
+        weight = cast("Tensor", self.norm_weight)
+        bias = torch.zeros_like(weight) if self.norm_bias is None else cast("Tensor", self.norm_bias)
+        for name, value in (("norm_weight", weight), ("norm_bias", bias)):
             if value.shape != state.y.shape[-1:]:
                 msg = f"{name} has shape {tuple(value.shape)}, the final state {tuple(state.y.shape[-1:])}"
                 raise ValueError(msg)
-        return self.norm_weight.detach().to(state.y), bias.detach().to(state.y)
+        return weight.to(state.y), bias.to(state.y)
 
 
 _FOLDED = (

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lens_scopes.results.flow import Flow
+from lens_scopes.results.given import shown
 from lens_scopes.results.scores import Scores
 from lens_scopes.views import markup
 from lens_scopes.views.circuits import Figure, attention_heads, colored_tokens, colored_tokens_multi
@@ -37,7 +38,7 @@ def views(result: Any) -> tuple[str, ...]:
     if isinstance(result, Flow):
         return flow_views(result)
     if not hasattr(result, "_repr_html_"):
-        msg = f"there is nothing to show in a {type(result).__name__}; show and report take Scores, Flow and the like"
+        msg = f"show and report take Scores, Flow and the like, got {shown(result)}; write what score or flow returned"
         raise TypeError(msg)
     return ()
 

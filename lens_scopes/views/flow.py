@@ -152,8 +152,7 @@ def _stream(flow: "Flow", shares: Float[Tensor, "depth pos"], note: str) -> Grid
 def _whose(flow: "Flow") -> str:
     if flow.meta.get("together") or len(flow.sources) != 1:
         return ""
-    token = flow.tokens[flow.sources[0]]
-    return f" of “{markup.visible(token.strip(' ') or token)}” (position {flow.sources[0]})"
+    return f" of “{markup.named(flow.tokens[flow.sources[0]])}” (position {flow.sources[0]})"
 
 
 def _sources(flow: "Flow", first: First) -> tuple[list[int], str]:

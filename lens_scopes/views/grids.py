@@ -151,7 +151,7 @@ def check_first(first: str) -> None:
 
     """
     if first not in ("show", "hide", "share"):
-        msg = f"first says what to do with position 0: 'show', 'hide' or 'share', got {first!r}"
+        msg = f"first says what to do with position 0: 'show', 'hide' or 'share', got {first!r}; write first='hide'"
         raise ValueError(msg)
 
 

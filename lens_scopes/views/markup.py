@@ -29,7 +29,7 @@ _PIECE, _LONG = 100, 600
 _QUIET = 0.05
 _MARKS = {"\n": "↵", "\r": "␍", "\t": "⇥", "": "∅"}
 # Characters that reorder or hide what stands around them.
-_UNSAFE = re.compile("[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+_UNSAFE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 
 
 def token(text: str, longest: int = 24) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lens_scopes.results import files
 from lens_scopes.results.flow import Flow
+from lens_scopes.results.given import shown
 from lens_scopes.results.provenance import Target, scope_text, tokens_of
 from lens_scopes.views import choosing, circuits, explorer, markup
 from lens_scopes.views.circuits import Figure
@@ -45,30 +46,33 @@ def report(results_: Any, path: str | Path, *, title: str | None = None, first: 
         FileNotFoundError: the directory is not there.
 
     """
-    return files.write(path, page(results_, title=title, first=first).encode())
+    if not isinstance(path, str | Path):
+        msg = f"report(results, path) writes to a path, got {shown(path)}; write report(results, 'report.html')"
+        raise TypeError(msg)
+    return files.write(path, page(results_, title=title, first=first))
 
 
 def page(results_: Any, *, title: str | None = None, first: First = "show") -> str:
     """The page that ``report`` writes."""
     check_first(first)
     items = list(results_) if isinstance(results_, list | tuple) else [results_]
-    shown = [item for item in items if not isinstance(item, str)]
-    for item in shown:
+    there = [item for item in items if not isinstance(item, str)]
+    for item in there:
         choosing.views(item)
-    if not shown:
-        msg = "nothing to report: give a list with at least one result"
+    if not there:
+        msg = f"report takes results (and texts), got {shown(results_)}; write a list with at least one result"
         raise ValueError(msg)
     written = _Page(first)
-    names = [f"result-{i}" for i in range(len(shown))]
-    titles = [markup.escaped(title) for title in _titles(shown)]
+    names = [f"result-{i}" for i in range(len(there))]
+    titles = [markup.escaped(title) for title in _titles(there)]
     pending = iter(zip(names, titles, strict=True))
     body = "".join(
         f"<p>{markup.escaped(item)}</p>" if isinstance(item, str) else written.section(item, *next(pending))
         for item in items
     )
-    heading = title or f"{choosing.title(shown[0])}: report"
+    heading = title or f"{choosing.title(there[0])}: report"
     links = [f'<a href="#{name}">{said}</a>' for name, said in zip(names, titles, strict=True)]
-    nav = f"<nav>{''.join(links)}</nav>" if len(shown) > 1 else ""
+    nav = f"<nav>{''.join(links)}</nav>" if len(there) > 1 else ""
     data = f'<script type="application/json" id="lens-explorers">{circuits.to_json(written.explorers)}</script>\n'
     return circuits.page(
         heading,
@@ -79,12 +83,12 @@ def page(results_: Any, *, title: str | None = None, first: First = "show") -> s
     )
 
 
-def _titles(shown: Sequence[Any]) -> list[str]:
+def _titles(there: Sequence[Any]) -> list[str]:
     """A title for each result; of several, numbered, and with the end of the prompt where prompts differ."""
-    titles = [choosing.title(one) for one in shown]
-    if len(shown) == 1:
+    titles = [choosing.title(one) for one in there]
+    if len(there) == 1:
         return titles
-    prompts = prompts_of(shown)
+    prompts = prompts_of(there)
     ends = [f", “{'…' * (len(p) > _END)}{p[-_END:]}”" if p and len(set(prompts)) > 1 else "" for p in prompts]
     return [f"{n}. {title}{end}" for n, (title, end) in enumerate(zip(titles, ends, strict=True), 1)]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lens_scopes.results.provenance import lengths, tokens_of, unit_text
-from lens_scopes.sites import EMBED, label_of
+from lens_scopes.sites import EMBED, short
 from lens_scopes.views import markup
 from lens_scopes.views.grids import First, Grid, on_one_scale
 from lens_scopes.views.naming import title_of
@@ -99,7 +99,7 @@ def columns_of(scores: "Scores") -> tuple[tuple[str, ...], str]:
     # In front, because long names are cut.
     many = tuple(text if n == "1" else f"{n}× {text.strip(' ')}" for text, n in zip(scores.tokens, counts, strict=True))
     notes = ["×: of so many tokens" if many != scores.tokens else ""]
-    left = len(meta.get("texts", ())) - sum(map(len, meta["joined"]))
+    left = len(meta.get("joined_tokens", ())) - sum(map(len, meta["joined"]))
     notes.append(f"{left} of {len(meta['texts'])} tokens are in no span" if left > 0 else "")
     astride = meta.get("straddling", ())
     at = ", ".join(f"{markup.named(meta['texts'][i])} at {i}" for i in astride[:3]) + (
@@ -175,7 +175,7 @@ def _next_tokens(scores: "Scores") -> dict[int, str]:
 def label_text(dim: str, label: Any, about: Mapping[int, str] = MappingProxyType({})) -> str:
     """A label of an axis in words; a target position with the token that is explained there."""
     if dim == "site":
-        return label_of(str(label))
+        return short(str(label))
     if dim == "target_pos":
         return f"target {label}" + (f": {about[label]}" if label in about else "")
     return f"{dim} {label}"

@@ -46,7 +46,7 @@ class Shown:
 
         """
         text = markup.page(self.title, self._alone()) if self.document is None else self._whole(self.document)
-        return files.write(path, text.encode())
+        return files.write(path, text)
 
     def _alone(self) -> str:
         return self.static + (markup.remark(self.note) if self.note else "")
