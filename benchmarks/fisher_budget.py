@@ -74,8 +74,9 @@ class Draw:
             return cls(value, value, value)
         probes = parts[-m:]
         error = (m / (m - 1) * (probes - probes.mean(0)).square().sum(0)).sqrt()
-        half = float(student.ppf(0.975, m - 1)) * error
-        return cls(value, torch.maximum(value - half, parts[:-m].sum(0)), value + half)
+        probed, certain = probes.sum(0), parts[:-m].sum(0)
+        factor = (float(student.ppf(0.975, m - 1)) * error / probed).exp()
+        return cls(value, certain + probed / factor, certain + probed * factor)
 
 
 @dataclass(frozen=True)

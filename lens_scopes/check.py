@@ -91,7 +91,7 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
         g = gradients[place["site"]][(slice(None), *at)].double()
         activation = activations[place["site"]][at]
         known = place.pop("stored")
-        if known is not None and scores.meta.get("along") != "tensor":
+        if known is not None and scores.meta.get("along") != "tensor" and _same_probes(scores, made, index):
             stored.append(abs(known - _score(g, made, scores, activation)))
         generator = torch.Generator().manual_seed(0)
         directions = {
@@ -107,7 +107,7 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
         refuse_nonfinite(host, tokens, {move.place["site"]: change}, "the finite difference")
         measured = float(_weighted(change[None] @ made.vectors.double().T, made, columns=True).norm())
         # A random direction may hardly be felt: what is wrong there is wrong relative to the score.
-        scale = max(float(_weighted(move.g, made).norm()), predicted, measured, 1e-30)
+        scale = max(float(_weighted(move.g, made).norm()), predicted, measured) or 1.0
         error = abs(predicted - measured) / scale
         report.append({**move.place, "predicted": predicted, "measured": measured, "error": error})
     largest = float(scores.values.abs().max()) or 1.0
@@ -237,6 +237,12 @@ def _weighted(rows: Float[Tensor, "a b"], made: Cotangents, *, columns: bool = F
     return rows * (root if columns else root[:, None])
 
 
+def _same_probes(scores: Scores, made: Cotangents, index: int) -> bool:
+    """Whether an estimate is drawn as it was: up to 0.1.0 its directions were those of the last residual stream."""
+    notes = scores.meta.get("notes") or [{}] * (index + 1)
+    return not made.probes or notes[index].get("basis") == made.notes.get("basis")
+
+
 def _score(g: Float[Tensor, "k d"], made: Cotangents, scores: Scores, activation: Tensor) -> float:
     """The stored quantity, recomputed in float64 (no value for a direction that was given as a tensor)."""
     rows = _weighted(g, made)
@@ -256,7 +262,7 @@ def _changes(kept: Kept, position: int, output: str, moves: Sequence["_Move"]) -
         found: dict[int, Tensor] = {}
         for rows, last, inner in kept.run(variants, output):
             y = final_norm(kept.host, last[:, position]) if inner is None else inner[:, position]
-            found |= zip(rows, y.double(), strict=True)
+            found |= zip(rows, y.detach().double(), strict=True)
         every = torch.stack([found[row] for row in range(len(variants))])
         return list(every.unflatten(0, (len(some), len(steps), 2)))
 

@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_scopes.calculus.branches import Branches, branch_sites
 from lens_scopes.calculus.describe import describe
 from lens_scopes.calculus.directions import directions, lengths
 from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.ledger import Books, Ledger, block_sites
 from lens_scopes.calculus.memory import portions
-from lens_scopes.calculus.paths import path_sites, search
+from lens_scopes.calculus.paths import Routes
 from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.pushforward import Pushed, push_forward
 from lens_scopes.calculus.trace import Trace, trace
@@ -97,6 +98,14 @@ def flow(
         >>> bool((flow.stream.sum(-1) / flow.total - 1).abs().max() < 1e-4), flow.residual < 1e-4
         (True, True)
 
+        Through how many heads does it go, and which is the last one? Both are partitions of the whole:
+
+        >>> orders, last = flow.orders(), flow.last_heads()
+        >>> orders.heads[int(orders.influence.argmax())], f"{last.layer[0]}.{last['head'][0]}"
+        ('1', '1.1')
+        >>> [round(float(found.share.sum()), 4) for found in (orders, last)]
+        [1.0, 1.0]
+
         The strongest route through two heads is a lookup: 0.1 looks two words back, so that each value knows its key;
         1.1 looks from the last mark at the value whose key is asked for.
 
@@ -123,9 +132,13 @@ def flow(
         g = {name: found[:, 0] for name, found in gradients.items()}
         d = directions(made, chunk, g[EMBED], wanted, norms)
         totals.append((g[EMBED].double()[:, None] * d).sum((2, 3)).cpu())
+        straight = Branches(run).straight(g[posts[-1]])
         for row, source in portions(run, *d.shape[:2]):
-            lanes = {name: found[row].repeat_interleave(len(source), 0) for name, found in g.items()}
-            pushed = _pushed(run, lanes, d[row][:, source].flatten(0, 1), [*books_of, posts[-1]], edges)
+            lanes, past = (
+                {name: found[row].repeat_interleave(len(source), 0) for name, found in part.items()}
+                for part in (g, straight)
+            )
+            pushed = _pushed(run, lanes, past, d[row][:, source].flatten(0, 1), [*books_of, posts[-1]], edges)
             books.add(pushed.visitor, source)
             method = pushed.method
     meta = describe(run, 0, [made], scope, freeze, prompt)
@@ -136,7 +149,7 @@ def flow(
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """The search for paths on the live model, by a fresh forward pass: it holds a recipe, no graph and no model."""
+    """The routes of a flow on the live model, by a fresh forward pass: it holds a recipe, no graph and no model."""
 
     model: Callable[[], Any]
     """A weak reference; gives None when the model is gone."""
@@ -146,8 +159,8 @@ class Replay:
     freeze: tuple[str, ...]
 
     @guarded
-    def __call__(self, k: int, sources: list[int], beam: int) -> "pd.DataFrame":
-        """See ``Flow.paths``.
+    def __call__(self, ask: Literal["strongest", "orders"], sources: Sequence[int], *given: int) -> "pd.DataFrame":
+        """What ``Routes`` says of the routes from these positions, together.
 
         Raises:
             RuntimeError: the model is gone.
@@ -156,14 +169,16 @@ class Replay:
         model = self.model()
         if model is None or self.scope is None:
             msg = (
-                "paths searches the live model, and this flow's is gone (deleted, or left behind in another process); "
-                "run lens_scopes.flow again"
+                "paths and orders ask the live model, and this flow's is gone (deleted, or left behind in another "
+                "process); run lens_scopes.flow again"
             )
             raise RuntimeError(msg)
         host = Host(model)
-        run = trace(host, torch.tensor([self.ids], device=host.device), path_sites(host), [self.position], self.freeze)
+        run = trace(
+            host, torch.tensor([self.ids], device=host.device), branch_sites(host), [self.position], self.freeze
+        )
         made, scale = cotangents_of(self.scope, run.state(0, 0)).scaled()
-        found = search(run, made, sources, k, beam)
+        found = getattr(Routes.of(run, made, sources), ask)(*given)
         return found.assign(influence=found.influence * scale)
 
     def __deepcopy__(self, memo: object) -> "Replay":
@@ -215,13 +230,18 @@ def _refuse_missing(host: Host, names: Sequence[str]) -> None:
 
 
 def _pushed(
-    run: Trace, gradients: dict[str, Tensor], tangents: Float[Tensor, "lane pos d"], sites: list[str], edges: bool
+    run: Trace,
+    gradients: dict[str, Tensor],
+    straight: dict[str, Tensor],
+    tangents: Float[Tensor, "lane pos d"],
+    sites: list[str],
+    edges: bool,
 ) -> Pushed:
     """Push the directions of some lanes forward and book what passes."""
     total = (gradients[EMBED].double() * tangents).sum((1, 2))
     return push_forward(
         run.host, run.tokens[0], EMBED, tangents.to(gradients[EMBED].dtype), position=run.positions[0], sites=sites,
-        visitor=lambda: Ledger(run.host, gradients, total, edges), hooks=run.held,
+        visitor=lambda: Ledger(run.host, gradients, total, edges, straight), hooks=run.held,
     )  # fmt: skip
 
 
@@ -262,6 +282,7 @@ def _result(
     return Flow(
         total=totals.sum(0).to(kept),
         heads=parts["heads"],
+        last=parts["last"],
         mlps=parts["mlps"],
         skip=parts["skip"],
         stream=parts["stream"],

@@ -74,6 +74,7 @@ def flow(tokens, layers=2, heads=3, together=False, edges=True, seed=0):
         composition=None,
         edges=maps,
         residual=1e-7,
+        last=0.1 * torch.randn(rows, layers, heads, generator=generator),
         tokens=tuple(tokens),
         sources=tuple(range(n)),
         meta=meta(tokens, "norm") | {"together": together, "method": "jvp", "position": n - 1},

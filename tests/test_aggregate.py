@@ -155,7 +155,7 @@ def test_named_spans_are_picked_by_name():
     joined = made().aggregate({"cat": (1, 4), "rest": ...})
     assert torch.equal(joined.sel(pos="rest").values, joined.values[:, 1])
     assert torch.equal(joined.sel(pos=1).values, joined.values[:, 0])
-    with pytest.raises(KeyError, match="no label 'dog'; it has 'cat', 'rest'"):
+    with pytest.raises(KeyError, match=r"no label 'dog' .*'cat', 'rest'"):
         joined.sel(pos="dog")
     with pytest.raises(KeyError, match="no label ' The'"):
         made().sel(pos=" The")

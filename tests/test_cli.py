@@ -90,8 +90,8 @@ def test_json_is_the_whole_result_and_nothing_else_is_on_stdout():
     wanted = expected(ls.Fisher(4))
     assert content["tokens"] == list(wanted.tokens)
     assert content["dims"] == ["site", "pos"]
-    torch.testing.assert_close(torch.tensor(content["values"]), wanted.values)
-    torch.testing.assert_close(torch.tensor(content["stderr"]), wanted.stderr)
+    torch.testing.assert_close(torch.tensor(content["values"]).to(wanted.values), wanted.values)
+    torch.testing.assert_close(torch.tensor(content["stderr"]).to(wanted.stderr), wanted.stderr)
     assert content["meta"]["units"] == "squared"
 
 
@@ -228,13 +228,25 @@ def test_flow_prints_what_carries_most_and_writes_it(tmp_path, backend):
     saved, page = tmp_path / "flow.safetensors", tmp_path / "flow.html"
     options = ["--sources", "each", "--top", 3, "--paths", 2, "--edges", "--save", saved, "--html", page]
     shown = call("flow", PROMPT, "--model", tiny.directory("gpt2"), "--backend", backend, *options).stdout
-    wanted = ls.flow(ls.load(tiny.directory("gpt2"), backend=backend), PROMPT, ls.Semantic(), sources="each")
+    model = ls.load(tiny.directory("gpt2"), backend=backend)
+    wanted = ls.flow(model, PROMPT, ls.Semantic(), sources="each")
     top = wanted.top(3)
-    found = re.findall(r"^ +(MLP (\d+)|(\d+)\.(\d+)) +(-?[\d.e-]+) +(-?[\d.]+) %", shown, flags=re.MULTILINE)
+    partitions, parts = shown.split("What passes through each part")
+    pattern = r"^ +(MLP (\d+)|(\d+)\.(\d+)|straight|\d+ others) +(-?[\d.e-]+) +(-?[\d.]+) %"
+    found = re.findall(pattern, partitions, flags=re.MULTILINE)
+    assert [float(row[5]) for row in found[:3]] == pytest.approx(
+        (100 * wanted.last_heads().share[:3]).tolist(), abs=0.06
+    )
+    assert sum(float(row[5]) for row in found) == pytest.approx(100, abs=0.2)
+    counts = re.findall(r"(\d+): (-?[\d.]+) %", partitions.split("By how many heads")[1])
+    assert [float(share) for _, share in counts] == pytest.approx((100 * wanted.orders().share).tolist(), abs=0.06)
+    found = re.findall(pattern, parts, flags=re.MULTILINE)
     assert [(row[3] or None) for row in found] == [None if h is pd.NA else str(h) for h in top["head"].tolist()]
     assert [float(row[4]) for row in found] == pytest.approx(top.influence.tolist(), rel=0.01)
     assert [float(row[5]) for row in found] == pytest.approx((100 * top.share).tolist(), abs=0.06)
     assert len(re.findall("→ prediction$", shown, flags=re.MULTILINE)) == 2
+    listed = 100 * wanted.paths(2).share[:-1].sum()
+    assert float(re.search(r"these 2 carry (-?[\d.]+) %", shown)[1]) == pytest.approx(listed, abs=0.06)
     assert "rest" in shown
     loaded = ls.Flow.load(saved)
     torch.testing.assert_close(loaded.heads, wanted.heads)

@@ -43,11 +43,11 @@ def test_bench_writes_what_compare_methods_says(prompts, tmp_path):
     )
     found = ls.evaluate.Table.load(tmp_path / "out" / "table.safetensors")
     assert torch.equal(found.values, expected.values)
-    assert found.methods == ("semantic", "random", "gradient_x_input")
+    assert found.methods == ("semantic", "random", "gradient_x_input", "last_first", "first_first")
     assert (tmp_path / "out" / "table.md").read_text(encoding="utf-8") == expected.to_markdown() + "\n"
     assert expected.to_markdown().splitlines()[2] in result.stdout
     assert len(pd.read_parquet(tmp_path / "out" / "per_prompt.parquet")) == found.values.numel()
-    assert len(pd.read_parquet(tmp_path / "out" / "summary.parquet")) == 3 * 5
+    assert len(pd.read_parquet(tmp_path / "out" / "summary.parquet")) == 5 * 5
 
 
 def test_bench_goes_on_where_it_stopped(prompts, tmp_path, monkeypatch):
@@ -62,7 +62,7 @@ def test_bench_goes_on_where_it_stopped(prompts, tmp_path, monkeypatch):
     bench(prompts, out)
     assert (out / "table.md").read_text(encoding="utf-8") == whole
     assert (out / "rows.jsonl").read_text(encoding="utf-8") == rows
-    assert len(asked) == 2 * 3  # two prompts, three methods
+    assert len(asked) == 2 * 5  # two prompts, three methods and two references
     assert "rows of another comparison" in bench(prompts, out, "--seed", 1, code=2).stderr
 
 

@@ -23,7 +23,7 @@ PAPER = {
     "semantic": "semantic",
     "temperature": "temperature",
     "fisher_low_rank_1": "fisher_low_rank_1",
-    "fisher_full": "fisher",
+    "fisher_full": "fisher_exact",
     "gradient_x_input_nll": "gradient_x_input_norm",
     "ig_nll_5": "integrated_gradients_norm",
 }
@@ -310,7 +310,7 @@ def test_sign_flips_of_many_prompts_are_drawn_with_a_seed():
 def test_a_table_is_paired_and_reproducible(tmp_path):
     methods = {"scope": ls.Semantic(), "random": "random", "all equal": lambda question: torch.zeros(9)}
     found = evaluate.compare_methods(model(), PROMPTS, methods, leave_one_out=True, seed=1)
-    assert found.methods == ("scope", "random", "all equal", "gradient_x_input")
+    assert found.methods == ("scope", "random", "all equal", "gradient_x_input", "last_first", "first_first")
     assert found.measures == ("0.05", "0.1", "0.2", "aopc", "loo_rank_%")
     assert_close(found.values[..., 3], found.values[..., :3].mean(-1), 1e-12)
     rankings = [evaluate.attribute(q, "semantic") for q in ask(model(), PROMPTS, None)]
@@ -326,14 +326,66 @@ def test_a_table_is_paired_and_reproducible(tmp_path):
     assert torch.equal(again.values, found.values)
     assert again.to_markdown() == found.to_markdown()
     assert_close(evaluate.compare_methods(model(), PROMPTS, methods, seed=1).values, found.values[..., :4], 1e-10)
-    assert "baseline" in found.to_markdown(["aopc"]).splitlines()[-1]
+    assert "baseline" in found.to_markdown(["aopc"]).splitlines()[5]
     frame = found.to_dataframe()
-    assert len(frame) == 20
-    assert math.isnan(frame["p_holm"].iloc[-1])
-    assert len(found.per_prompt()) == 4 * 4 * 5
+    assert len(frame) == 30
+    assert frame["p_holm"].isna().tolist() == [name == "gradient_x_input" for name in frame["method"]]
+    assert len(found.per_prompt()) == 6 * 4 * 5
     assert "<table" in found._repr_html_()
     with pytest.raises(ValueError, match="baseline"):
         evaluate.Table(found.values, found.methods, found.measures, "nobody")
+
+
+def test_references_are_in_every_table_and_change_nothing_else():
+    """The corrected p of what was asked for is what it is in a table of these alone."""
+    found = evaluate.compare_methods(model(), PROMPTS, ["semantic", "random", "first_first"], seed=1)
+    assert found.methods == ("semantic", "random", "first_first", "gradient_x_input", "last_first")
+    assert found.meta["references"] == ["last_first"]
+    asked = [0, 1, 2, 3]
+    alone = evaluate.Table(found.values[asked], found.methods[:4], found.measures, found.baseline, found.seed)
+    assert torch.equal(found.p[:3], alone.p[:3])
+    raw = intervals.sign_flip_p(found.differences[[0, 1, 2, 4]].movedim(1, 0), 1)
+    together = torch.stack([intervals.holm(column) for column in raw.T], 1)
+    assert torch.equal(found.p[4], together[3])
+    one = evaluate.ablation_curve(model(), PROMPTS, [torch.arange(9.0)] * 4)
+    assert_close(found.curve("last_first").deltas, one.deltas, 1e-10)
+    other = evaluate.ablation_curve(model(), PROMPTS, [-torch.arange(9.0)] * 4)
+    assert_close(found.curve("first_first").deltas, other.deltas, 1e-10)
+
+
+def test_a_table_says_where_shares_are_the_same_tokens():
+    prompts = [tiny.tokens(5), tiny.tokens(9), tiny.tokens(12), tiny.tokens(25)]
+    found = evaluate.compare_methods(model(), prompts, ["random"])
+    assert found.meta["taken"] == [[1, 1, 1], [1, 1, 1], [1, 1, 2], [1, 2, 5]]
+    said = "n 3 of 4 prompts some of the shares 5, 10, 20 % are equally many tokens (on 2 all are)"
+    assert said in found.to_markdown().splitlines()[-1]
+    assert said in found._repr_html_()
+    assert said in found.curve("random")._repr_html_()
+    assert "equally many" not in evaluate.compare_methods(model(), prompts[3:] * 2, ["random"]).to_markdown()
+    kept = evaluate.ablation_curve(model(), prompts, [torch.zeros(len(p)) for p in prompts], skip=(0, 1, 2))
+    assert kept.meta["taken"] == [[1, 1, 1], [1, 1, 1], [1, 1, 1], [1, 2, 4]]
+
+
+@pytest.mark.parametrize("replace", ["zero", "mean", "delete", "resample"])
+def test_what_several_methods_take_out_is_taken_out_once(replace):
+    host = tiny.fresh_host("gpt2", tiny.BACKENDS[0])
+    rows = []
+    ask(host, PROMPTS[:1], None)  # a first call has checks of its own
+    host.add_hook("hook_embed", lambda x, hook: rows.append(len(x)))
+    methods = {f"same {n}": lambda question: torch.arange(9.0) for n in range(5)}
+    found = evaluate.compare_methods(host, PROMPTS[:1], methods, baseline="same 0", leave_one_out=True, replace=replace)
+    many = sum(rows)
+    rows.clear()
+    evaluate.leave_one_out(host, PROMPTS[:1], replace=replace)
+    assert many == sum(rows)  # a share is one token here, and each token is left out once as it is
+    assert found.values[:6].unique(dim=0).shape[0] == 1
+
+
+def test_fisher_is_affordable_and_fisher_exact_is_exact():
+    host, question = model(), ask(model(), PROMPTS[:1], None, seed=3)[0]
+    for name, scope in (("fisher", ls.Fisher(seed=3)), ("fisher_exact", ls.Fisher(None))):
+        expected = ls.score(host, PROMPTS[0], scope, sites="embed").values[0]
+        assert_close(evaluate.attribute(question, name), expected, 1e-10, name)
 
 
 def test_a_curve_saves_shows_and_plots(tmp_path):

@@ -234,7 +234,7 @@ def test_every_view_of_every_result(name, tmp_path):
             plot(result, view).savefig(tmp_path / f"{view}.png")
     page = ls.report(result, tmp_path / "report.html").read_text(encoding="utf-8")
     assert all(
-        f"result-0-{view}" in page or f"{view}, interactive" in page or view == "heads"
+        f"result-0-{view}" in page or f"{view}, interactive" in page or view in ("last", "heads")
         for view in choosing.views(result)
     )
     written = getattr(result, "meta", {})
@@ -355,7 +355,7 @@ def test_an_open_target_that_cannot_be_aimed_says_so():
 
     function.target = None
     for scope in (function, Closed()):
-        with pytest.raises(TypeError, match="has an open target, .* write a dataclass with target"):
+        with pytest.raises(TypeError, match=r"has an open target, .* write a dataclass with target"):
             aimed(scope, 9)
         assert scope.target is None
 

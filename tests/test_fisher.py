@@ -1,14 +1,20 @@
 """The Fisher Scope against tr(JᵀFJ) from explicit matrices: exact, truncated, estimated, matrix-free; folding; errors."""
 
 import functools
+import io
+import math
 
 import pytest
 import torch
+from rich.console import Console
 
 import lens_scopes as ls
 import oracles
 import tiny
+from lens_scopes.commands import tables
+from lens_scopes.results.provenance import Note
 from lens_scopes.scopes import factor
+from lens_scopes.views.scores import scores_grids
 from report import assert_close
 
 pytestmark = pytest.mark.host
@@ -176,19 +182,26 @@ def test_coverage_of_an_estimate_is_the_exact_parts_share(backend):
     assert_close(scores.meta["coverage"], energy[:4].sum() / energy.sum(), 1e-5)
 
 
-def test_the_interval_is_t_times_stderr_and_never_below_what_is_known():
+def test_the_interval_is_one_of_the_logarithm_of_what_was_probed():
     scores = fisher(tiny.host("gpt2", tiny.BACKENDS[0]), ls.Fisher(8))
     low, high = scores.interval(0.95)
-    assert_close(high - scores.values, 3.182446305284263 * scores.stderr, 1e-6)  # t(0.975; 3)
-    certain = scores.values - scores.probes.sum(0)
+    probed = scores.probes.sum(0)
+    certain, reached = scores.values - probed, scores.values > 0
+    spread = 3.182446305284263 * (scores.stderr / probed)[reached]  # t(0.975; 3)
+    for end, sign in ((low, -1), (high, 1)):
+        assert_close(((end - certain) / probed)[reached].log(), sign * spread, 1e-6)
     assert (low >= certain).all()
     assert (low <= scores.values).all()
-    assert (low == certain).any(), "nothing was clipped: the lower bound is not tested"
+    assert (scores.values <= high).all()
+    assert (scores.values - scores.stderr * 3.18 < certain)[reached].any(), "the lower bound is not tested"
+    assert torch.equal(low[~reached], torch.zeros_like(low[~reached]))
+    assert torch.equal(high[~reached], torch.zeros_like(low[~reached]))
+    assert not reached.all()
     narrow = scores.interval(0.5)
     assert (narrow[1] <= high).all()
     with pytest.raises(ValueError, match="between 0 and 1"):
         scores.interval(1.5)
-    with pytest.raises(ValueError, match="coverage"):
+    with pytest.raises(ValueError, match="only estimates have an interval"):
         fisher(tiny.host("gpt2", tiny.BACKENDS[0]), ls.Fisher(rank=3)).interval()
 
 
@@ -241,3 +254,35 @@ def test_it_prints_and_compares_as_it_is_written():
     assert repr(ls.Fisher(8, seed=2)) == "Fisher(passes=8, seed=2)"
     assert ls.Fisher(8) == ls.Fisher(passes=8) != ls.Fisher(8, seed=1)
     assert len({ls.Fisher(8), ls.Fisher(8)}) == 1
+
+
+def test_pictures_tables_and_the_command_line_say_the_standard_error():
+    """As a share of the sum: "± 12 %"; exact and truncated scores say nothing of the kind."""
+    model = tiny.host("llama", tiny.BACKENDS[0])
+    scores = fisher(model, ls.Fisher(6))
+    line = scores.sel(site="embed")
+    share = 100 * float(line.stderr.sum() / line.values.sum())
+    said = f"squared units, ± {share:.2g} %"
+    assert said in line._repr_html_()
+    assert f"score ({said})" == scores_grids(scores, "tokens")[0].unit
+    assert "±" in scores._repr_html_()
+    flow = ls.flow(model, tiny.tokens(), ls.Fisher(6), position=POSITION)
+    whole = f"± {100 * float(flow.stderr[0] / flow.total[0]):.2g} %"
+    assert whole in flow._repr_html_()
+    console = Console(width=200, file=io.StringIO())
+    for part in (*tables.of_scores(scores), *tables.of_flow(flow, 3, None)):
+        console.print(part)
+    text = console.file.getvalue()
+    assert said in text
+    assert whole in text
+    assert f"± {100 * float(line.stderr[0] / line.values[0]):.2g} %" in text
+    for other in (ls.Fisher(None), ls.Fisher(rank=2)):
+        assert "±" not in fisher(model, other)._repr_html_()
+
+
+def test_meta_says_how_it_was_worked_out():
+    notes = fisher(tiny.host("llama", tiny.BACKENDS[0]), ls.Fisher(6)).meta["notes"][0]
+    assert set(notes) == set(Note.__annotations__) - {"target", "versus"}
+    assert (notes["method"], notes["basis"], notes["heavy_words"]) == ("estimate", "y", tiny.VOCAB)
+    trace = math.log(float(truth_of("llama").fisher.trace()))
+    assert notes["log_trace"] == pytest.approx(trace, abs=1e-4)

@@ -137,7 +137,7 @@ def test_a_pass_that_begins_anew_gets_new_books(backend):
     model.add_hook(f"blocks.{tiny.LAYERS - 1}.hook_resid_post", lambda x, hook: ReverseOnly.apply(x))
     flow = ls.flow(model, tiny.tokens(), ls.Semantic(TARGET))
     assert flow.meta["method"] == "two reverse passes"
-    for name in ("total", "heads", "mlps", "stream"):
+    for name in ("total", "heads", "last", "mlps", "stream"):
         assert_close(getattr(flow, name), getattr(expected, name), 1e-5, name)
 
 
@@ -157,6 +157,7 @@ def test_a_kept_flow_holds_neither_the_graph_nor_the_model(backend):
     flow = ls.flow(model, tiny.tokens(), ls.Metric(lambda z: z[0, -1, TARGET]))
     assert graphs() <= before
     best = flow.paths(2)
+    assert flow.orders().influence.sum() == pytest.approx(float(flow.total), rel=1e-5)
     assert copy.deepcopy(flow).paths(2).equals(best)
     there = pickle.loads(pickle.dumps(flow))
     assert torch.equal(there.heads, flow.heads)
@@ -166,8 +167,11 @@ def test_a_kept_flow_holds_neither_the_graph_nor_the_model(backend):
     del model
     gc.collect()
     assert gone() is None, gc.get_referrers(gone())
+    assert graphs() <= before  # a Bridge itself keeps some tensors of its last pass
     with pytest.raises(RuntimeError, match="this flow's is gone"):
         flow.paths(2)
+    with pytest.raises(RuntimeError, match="this flow's is gone"):
+        flow.orders()
 
 
 @pytest.mark.parametrize("pair", [p for p in PAIRS if p[0] in MIXED], ids=tiny.host_id)
@@ -200,7 +204,7 @@ def test_sources_together_each_and_listed_agree(pair, scope):
     )
     assert each.sources == tuple(range(len(ids)))
     assert some.sources == (4, 0, 5)
-    for name in ("total", "heads", "mlps", "stream", "composition"):
+    for name in ("total", "heads", "last", "mlps", "stream", "composition"):
         size = float(each.total.sum()) if name in ("total", "stream") else float(getattr(each, name).abs().sum())
         assert_close(getattr(each, name).sum(0, keepdim=True), getattr(together, name), tolerance, name, size)
         assert_close(getattr(some, name), getattr(each, name)[[4, 0, 5]], tolerance, name, size)
@@ -234,7 +238,7 @@ def test_chunks_do_not_change_the_ledger(backend):
     whole = ls.flow(model, ids, ls.Fisher(3), sources="each", edges=True)
     with ls.memory_budget(1):
         parts = ls.flow(model, ids, ls.Fisher(3), sources="each", edges=True)
-    for name in ("total", "heads", "mlps", "stream", "composition", "edges"):
+    for name in ("total", "heads", "last", "mlps", "stream", "composition", "edges"):
         size = float(whole.total.sum())
         assert_close(getattr(parts, name), getattr(whole, name), 1e-6, name, size)
 
@@ -278,6 +282,7 @@ def test_the_model_is_left_as_it_came(backend, freeze):
 
     before = state()
     ls.flow(model, ids, ls.Fisher(4), sources="each", edges=True, freeze=freeze).paths(2)
+    ls.flow(model, ids, ls.Semantic(), freeze=freeze).orders()
     ls.jacobian(model, ids, freeze=freeze).svd(2)
     assert state() == before
 
@@ -306,12 +311,14 @@ def whole(request):
 def test_save_and_load(whole, tmp_path):
     path = whole.save(tmp_path / "flow.safetensors")
     back = ls.Flow.load(path)
-    for name in ("total", "heads", "mlps", "stream", "composition", "edges"):
+    for name in ("total", "heads", "last", "mlps", "stream", "composition", "edges"):
         assert torch.equal(getattr(back, name), getattr(whole, name)), name
     assert (back.residual, back.tokens, back.sources) == (whole.residual, whole.tokens, whole.sources)
     assert dict(back.meta) == dict(whole.meta)
-    with pytest.raises(RuntimeError, match="live model"):
-        back.paths(3)
+    for ask in (lambda: back.paths(3), back.orders):
+        with pytest.raises(RuntimeError, match=r"live model.*last_heads"):
+            ask()
+    assert back.last_heads().equals(whole.last_heads())
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(ValueError, match="cut"):
@@ -356,6 +363,7 @@ def test_dataframe_holds_every_number_once(whole):
     assert frame.kind.value_counts().to_dict() == {
         "stream": pos * (layers + 1) * pos,
         "head": pos * layers * heads,
+        "last": pos * layers * heads,
         "mlp": pos * layers,
         "skip": pos * layers,
     }
@@ -371,6 +379,7 @@ def test_a_dataset_has_the_same_numbers_and_labels(whole):
     axes = {
         "total": ("source",),
         "heads": ("source", "layer", "head"),
+        "last": ("source", "layer", "head"),
         "mlps": ("source", "layer"),
         "skip": ("source", "layer"),
         "stream": ("source", "depth", "pos"),

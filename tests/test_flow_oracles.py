@@ -171,7 +171,7 @@ def test_one_weighted_cotangent_in_norm_units(pair, weight):
 
     for sources in (None, "each"):
         plain, got = flow(pair, ls.Direction(v), sources=sources), flow(pair, weighted, sources=sources)
-        for name in ("total", "heads", "mlps", "stream", "composition"):
+        for name in ("total", "heads", "last", "mlps", "stream", "composition"):
             assert_close(getattr(got, name), weight**0.5 * getattr(plain, name), 1e-10, name)
         assert got.residual < 1e-6
     lengths = truth(pair[0]).gradient(v, "hook_embed")[0].norm(dim=-1)
@@ -257,6 +257,6 @@ def test_edges_do_not_depend_on_where_the_value_bias_is(by):
         folded.load_and_process_state_dict(state, fold_value_biases=True, **keep)
     assert float(folded.blocks[0].attn.b_V.detach().abs().max()) == 0
     a, b = (ls.flow(model, tiny.tokens(), ls.Semantic(TARGET), edges=True) for model in (raw, folded))
-    for name in ("total", "heads", "mlps", "stream", "composition", "edges"):
+    for name in ("total", "heads", "last", "mlps", "stream", "composition", "edges"):
         # TransformerLens rounds what it folds to float32.
         assert_close(getattr(b, name), getattr(a, name), 1e-10 if by == "hand" else 1e-6, name)

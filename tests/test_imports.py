@@ -15,15 +15,25 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lens_scopes"
 #: From the ground up. A file imports from strictly lower levels only, inside folders too. "scopes" is the folder's
 #: __init__, "" what users import.
 LEVELS = (
-    ("sites", "results/given", "host/undo"),
+    ("sites", "results/given", "host/undo", "host/fitness"),
     ("results/older", "results/labelled", "results/provenance", "scopes/prediction"),
-    ("results/difference", "results/files", "results/spans", "scopes/state", "host/model", "views/markup"),
+    (
+        "results/carriers",
+        "results/difference",
+        "results/files",
+        "results/spans",
+        "scopes/state",
+        "host/local",
+        "host/model",
+        "views/markup",
+    ),
     (
         "results/scores",
         "results/flow",
         "results/profiles",
         "scopes/protocol",
         "scopes/factor",
+        "host/hooked",
         "views/grids",
         "views/circuits",
         "views/naming",
@@ -43,7 +53,7 @@ LEVELS = (
     ("calculus/trace",),
     ("calculus/describe", "calculus/ledger", "calculus/memory", "calculus/reach"),
     ("calculus/pullback", "calculus/pushforward", "calculus/variants"),
-    ("calculus/directions", "calculus/reduction"),
+    ("calculus/branches", "calculus/directions", "calculus/reduction"),
     ("calculus/paths",),
     ("score", "flow", "jacobian"),
     ("check",),

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
+import transformers
 
 import lens_scopes as ls
 import tiny
@@ -12,6 +14,7 @@ from report import assert_close
 
 pytestmark = pytest.mark.host
 
+needs_hooked = pytest.mark.skipif("hooked" not in tiny.BACKENDS, reason="this TransformerLens has no HookedTransformer")
 ROUTED = ("llama", "gemma", "bert", "my-llama-7b-hf", "gemma-2-2b", "t5", "gpt2")
 
 
@@ -106,10 +109,146 @@ def test_auto_is_the_bridge_where_there_is_one():
     assert type(ls.load(tiny.directory("gpt2"))).__name__ == expected
 
 
-@pytest.mark.skipif("hooked" not in tiny.BACKENDS, reason="this TransformerLens has no HookedTransformer")
+@needs_hooked
 def test_sizes_that_transformer_lens_invents_are_refused(tmp_path):
     with pytest.raises(ValueError, match="backend='bridge'"):
         ls.load(copy("gemma2", tmp_path / "model"), backend="hooked")
+
+
+@needs_hooked
+@pytest.mark.parametrize("architecture", ["gemma2", "olmo2"])
+def test_a_refusal_comes_before_weights_are_read(tmp_path, architecture):
+    with pytest.raises(ValueError, match="backend='bridge'"):
+        ls.load(copy(architecture, tmp_path / "model", without=["model.safetensors"]), backend="hooked")
+
+
+def gemma(**edits):
+    """The configuration of google/gemma-2-2b, written by hand."""
+    sizes = {"hidden_size": 2304, "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4}
+    sizes |= {"head_dim": 256, "intermediate_size": 9216, "vocab_size": 256000, "query_pre_attn_scalar": 256}
+    config = transformers.Gemma2Config(**sizes | edits)
+    config.architectures = ["Gemma2ForCausalLM"]
+    return config
+
+
+@needs_hooked
+def test_a_configuration_is_found_by_its_numbers():
+    from lens_scopes.host.hooked import official_name
+
+    assert official_name(gemma()) == "google/gemma-2-2b"
+
+
+@needs_hooked
+@pytest.mark.parametrize(
+    "edit",
+    [{"intermediate_size": 9000}, {"rms_norm_eps": 1e-5}, {"sliding_window": 512}, {"final_logit_softcapping": None},
+     {"attn_logit_softcapping": 30.0}, {"query_pre_attn_scalar": 224}, {"layer_types": ["full_attention"] * 26}],
+    ids=lambda edit: next(iter(edit)),
+)  # fmt: skip
+def test_one_number_off_is_another_model(tmp_path, edit):
+    """Everything that TransformerLens writes down for a name; there are no weights at all here."""
+    gemma(**edit).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"none of those has the numbers of .*backend='bridge'"):
+        ls.load(tmp_path, backend="hooked")
+
+
+# Options of transformers
+
+
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_options_go_to_transformers(tmp_path, backend):
+    path = copy("llama", tmp_path / "model")
+    (path / "model.safetensors").rename(path / "model.fp32.safetensors")
+    with pytest.raises(OSError, match="model"):
+        ls.load(path, backend=backend)
+    assert_close(logits(ls.load(path, backend=backend, variant="fp32")), truth("llama"), 1e-5)
+
+
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_an_option_that_transformers_does_not_take_is_named(backend):
+    with pytest.raises(ValueError, match="does not take nonsense"):
+        ls.load(tiny.directory("llama"), backend=backend, nonsense=1)
+
+
+@needs_hooked
+@pytest.mark.parametrize("option", ["load_in_8bit", "load_in_4bit", "quantization_config"])
+def test_a_hooked_transformer_cannot_be_quantised(option):
+    with pytest.raises(ValueError, match=f"{option}.*backend='bridge'"):
+        ls.load(tiny.directory("llama"), backend="hooked", **{option: True})
+
+
+@pytest.mark.skipif("bridge" not in tiny.BACKENDS, reason="only a bridge takes it")
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="here it would be loaded")
+def test_eight_bits_reach_transformers_or_are_refused_by_name():
+    with pytest.raises((ValueError, ImportError), match=r"load_in_8bit|bitsandbytes"):
+        ls.load(tiny.directory("llama"), backend="bridge", load_in_8bit=True)
+
+
+# GGUF
+
+
+@pytest.mark.skipif(find_spec("gguf") is not None, reason="the package is there")
+def test_a_gguf_file_without_the_package_that_reads_it(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF")
+    with pytest.raises(ImportError, match=r"pip install 'lens-scopes\[gguf\]'"):
+        ls.load(path)
+
+
+def test_a_gguf_file_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no model file"):
+        ls.load(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_a_gguf_file(tmp_path, backend):
+    pytest.importorskip("gguf")
+    path = gguf_of("llama", tmp_path / "tiny.gguf")
+    model = ls.load(path, backend=backend)
+    assert_close(logits(model), truth("llama"), 1e-5)
+    assert ls.score(model, tiny.tokens(), ls.Temperature()).meta["model"] == "tiny"
+    assert model.tokenizer.encode(" cat", add_special_tokens=False)
+
+
+def gguf_of(architecture, path):
+    """A tiny Llama as llama.cpp writes it: other names, and rotary halves interleaved in W_Q and W_K."""
+    import gguf
+
+    hf = tiny.hugging_face(architecture, torch.float32)
+    config, tokenizer = hf.config, transformers.AutoTokenizer.from_pretrained(tiny.directory(architecture))
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    pieces = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    names = [name for name, _ in sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])]
+    names += [f"<unused{i}>" for i in range(len(names), config.vocab_size)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(names)
+    writer.add_token_types([3 if name.startswith("<|") else 1 for name in names])
+    writer.add_token_merges([" ".join(pair) for pair in pieces["merges"]])
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, value in hf.state_dict().items():
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+        if heads:
+            value = value.reshape(heads, 2, -1, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), value.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "./nowhere", "../nowhere", "~/nowhere-at-all"])

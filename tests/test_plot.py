@@ -13,6 +13,7 @@ WORDS = ("<s>", " the", " cat", " sat", "$x_1$")
 CASES = [
     (scores(WORDS), "layers"),
     (scores(WORDS, "signed"), "tokens"),
+    (flow(WORDS), "last"),
     (flow(WORDS), "heads"),
     (flow(WORDS), "stream"),
     (flow(WORDS), "tokens"),
@@ -75,7 +76,7 @@ def test_plotly(result, view):
     assert figure.to_json()
     (trace,) = figure.data
     assert "share" in figure.to_json() or "score" in figure.to_json()
-    assert len(trace.z[0]) in (len(WORDS), len(WORDS) - 1, 4)
+    assert len(trace.z[0]) in (len(WORDS), len(WORDS) - 1, 3, 4)
 
 
 @needs_plotly
@@ -158,7 +159,7 @@ def test_a_long_prompt_keeps_to_the_width_of_a_page():
 
 @pytest.mark.wrong_types
 def test_what_cannot_be_drawn():
-    with pytest.raises(ValueError, match=r"plot draws 'heads', 'stream'"):
+    with pytest.raises(ValueError, match=r"plot draws 'last', 'heads', 'stream'"):
         plot(flow(WORDS), "edges")
     with pytest.raises(ValueError, match="'layers', 'tokens'"):
         plot(scores(WORDS), "edges")

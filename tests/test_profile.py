@@ -145,7 +145,7 @@ def test_it_survives_a_file(tmp_path):
         assert (back.labels, back.by, back.unit, back.lengths) == (found.labels, found.by, found.unit, found.lengths)
         assert back.title == found.title
         assert back._repr_html_() == found._repr_html_()
-    with pytest.raises(ValueError, match=r"load it with lens_scopes.Profile.load"):
+    with pytest.raises(ValueError, match=r"load it with Profile.load"):
         ls.Scores.load(tmp_path / "x.safetensors")
 
 

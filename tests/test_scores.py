@@ -317,7 +317,9 @@ def test_an_old_file_can_still_be_checked():
     model = ls.demo.load()
     for name in ("scores", "fisher"):
         report = ls.Scores.load(OLD / f"{name}.safetensors").check(model)
-        assert report["stored_error"] < 1e-4
+        # The random directions of an old estimate cannot be drawn again.
+        assert report["stored_error"] is None if name == "fisher" else report["stored_error"] < 1e-4
+        assert report["max_error"] < 1e-2
     with pytest.raises(ValueError, match="pass it: scope="):
         ls.Scores.load(OLD / "metric.safetensors").check(model)
 

@@ -25,8 +25,8 @@ def data(shown):
         (scores(WORDS), ("layers", "tokens")),
         (scores(WORDS).sel(site="embed"), ("tokens",)),
         (scores(WORDS).sel(pos=1), ()),
-        (flow(WORDS), ("heads", "stream", "edges", "tokens")),
-        (flow(WORDS, together=True, edges=False), ("heads", "stream")),
+        (flow(WORDS), ("last", "heads", "stream", "edges", "tokens")),
+        (flow(WORDS, together=True, edges=False), ("last", "heads", "stream")),
     ],
 )
 def test_views(result, expected):
@@ -135,7 +135,7 @@ def test_source_0_of_a_flow_can_be_left_out():
 def test_one_source_of_a_flow():
     travel = flow(WORDS)
     one = travel.sel(source=2)
-    assert choosing.views(one) == ("heads", "stream")
+    assert choosing.views(one) == ("last", "heads", "stream")
     (grid,) = choosing.grids(one, "stream")
     torch.testing.assert_close(torch.tensor(grid.values), travel.stream[2] / travel.total[2])
     assert "of “cat” (position 2)" in grid.title

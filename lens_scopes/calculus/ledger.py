@@ -8,6 +8,7 @@ changes no sum, since Σ_k δA[q,k] = 0, and makes the edge independent of where
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from einops import einsum, repeat
@@ -22,16 +23,24 @@ PATTERN = "blocks.{}.attn.hook_pattern"
 
 def block_sites(host: Host, layer: int) -> list[str]:
     """What the ledger reads in one block, in the order of the forward pass."""
-    kinds = ["resid_pre", "q", "k", "v", "pattern", "z"]
-    if host.has_mlps:
-        kinds += ["mlp_out"] if is_parallel(host, layer) else ["resid_mid", "mlp_out"]
+    kinds = ["resid_pre", "q", "k", "v", "pattern", "z", *_AFTER_HEADS[form_of(host, layer)]]
     patterns = STREAM | HEADS | {"pattern": PATTERN}
     return [patterns[kind].format(layer) for kind in kinds]
 
 
-def is_parallel(host: Host, layer: int) -> bool:
-    """Whether attention and MLP of a block read the same stream (then there is no hook_resid_mid)."""
-    return STREAM["resid_mid"].format(layer) not in host.available
+Form = Literal["sequential", "parallel", "attention only"]
+_AFTER_HEADS: dict[Form, tuple[str, ...]] = {
+    "sequential": ("resid_mid", "mlp_out"),
+    "parallel": ("mlp_out",),
+    "attention only": (),
+}
+
+
+def form_of(host: Host, layer: int) -> Form:
+    """How a block is built: in a parallel one attention and MLP read the same stream, so that there is no resid_mid."""
+    if not host.has_mlps:
+        return "attention only"
+    return "sequential" if STREAM["resid_mid"].format(layer) in host.available else "parallel"
 
 
 @dataclass(eq=False)
@@ -48,7 +57,10 @@ class Ledger:
     total: Float[Tensor, " lane"]
     """What every cut must carry: the score, computed from the gradient at the embedding alone."""
     keep_edges: bool
+    straight: Mapping[str, Tensor]
+    """Gradients that come back past all later heads, at every z and at the first block's input; see ``Branches``."""
     heads: list[Tensor] = field(default_factory=list)
+    last: list[Tensor] = field(default_factory=list)
     mlps: list[Tensor] = field(default_factory=list)
     skip: list[Tensor] = field(default_factory=list)
     stream: list[Tensor] = field(default_factory=list)
@@ -59,16 +71,20 @@ class Ledger:
     worst_inside: float = 0.0
     """The same for the laws inside heads."""
     _block: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _past_all: Tensor = field(default_factory=lambda: torch.zeros((), device="cpu"))
+    """What goes past every head."""
 
     def visit(self, name: str, value: Tensor, tangent: Tensor) -> None:
         """Take one site's value and tangent; a block is booked when its last site has come."""
-        kind = name.rsplit("hook_", 1)[-1]
+        kind, layer = name.rsplit("hook_", 1)[-1], len(self.mlps)
         if kind == "resid_post":
             self.stream.append(self._influence(name, tangent).sum(-1))
             return
         self._block[kind] = (value, tangent.reshape(self.gradients[name].shape) if name in self.gradients else tangent)
-        if kind == ("mlp_out" if self.host.has_mlps else "z"):
-            self._book(len(self.mlps))
+        if name in self.straight and kind == "resid_pre":
+            self._past_all = (self.straight[name] * tangent).double().sum((1, 2))
+        if name == block_sites(self.host, layer)[-1]:
+            self._book(layer)
             self._block = {}
 
     def _influence(self, name: str, tangent: Tensor) -> Tensor:
@@ -80,12 +96,13 @@ class Ledger:
         influence = {kind: self._influence(names[kind], self._block[kind][1]) for kind in names if kind != "pattern"}
         heads = influence["z"].sum((1, 3))
         self.heads.append(heads)
-        self.mlps.append(influence["mlp_out"].sum((1, 2)) if self.host.has_mlps else torch.zeros_like(self.total))
+        self.last.append((self.straight[names["z"]] * self._block["z"][1]).double().sum((1, 3)))
+        self.mlps.append(influence["mlp_out"].sum((1, 2)) if "mlp_out" in names else torch.zeros_like(self.total))
         self.stream.append(influence["resid_pre"].sum(-1))
         # What goes past the branches of the block: the old tangent against the gradient after it.
         after = self.gradients[STREAM["resid_post"].format(layer)]
         before = self._block["resid_pre"][1]
-        if is_parallel(self.host, layer):
+        if "resid_mid" not in names:
             self.skip.append((after * before).double().sum((1, 2)) + self.mlps[-1])
         else:
             self.skip.append((self.gradients[names["resid_mid"]] * before).double().sum((1, 2)))
@@ -133,8 +150,9 @@ class Ledger:
         return self.total.abs().max().clamp(min=1e-300).expand_as(self.total)
 
     def close(self) -> None:
-        """The last cut: the stream after all blocks."""
+        """The last cut, the stream after all blocks; and the one by which head comes last."""
         self._law(self.stream[-1].sum(-1))
+        self._law(self._past_all + torch.stack(self.last, 1).sum((1, 2)))
 
 
 @dataclass(eq=False)
@@ -144,7 +162,7 @@ class Books:
     sources: int
     keep_edges: bool
     parts: dict[str, Tensor] = field(default_factory=dict)
-    """heads, mlps, skip, stream and composition, each [source, ...]."""
+    """heads, last, mlps, skip, stream and composition, each [source, ...]."""
     edges: Float[Tensor, "edge layer head query key"] | None = None
     """Summed over the sources."""
     worst: float = 0.0
@@ -154,7 +172,7 @@ class Books:
         """Close a ledger whose lanes are [row, source] with these sources, and add it."""
         ledger.close()
         self.worst, self.worst_inside = max(self.worst, ledger.worst), max(self.worst_inside, ledger.worst_inside)
-        for name in ("heads", "mlps", "skip", "stream", "composition"):
+        for name in ("heads", "last", "mlps", "skip", "stream", "composition"):
             part = torch.stack(getattr(ledger, name), 1)
             by_source = part.reshape(-1, len(sources), *part.shape[1:]).sum(0).cpu()
             if name not in self.parts:

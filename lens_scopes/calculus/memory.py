@@ -48,6 +48,12 @@ def lanes_at_once(run: Trace) -> int:
     return max(1, _bytes(run) // (run.y.element_size() * (held + pos * 2 * _widest(run.host, pos))))
 
 
+def block_lanes_at_once(run: Trace) -> int:
+    """How many cotangents to pull back together through one block, where no more than its own graph is in play."""
+    pos = run.tokens.shape[1]
+    return max(1, _bytes(run) // (run.y.element_size() * pos * _widest(run.host, pos)))
+
+
 def portions(run: Trace, rows: int, sources: int) -> Iterator[tuple[slice, list[int]]]:
     """Rows by sources in pieces that go together as lanes of one pass; with a progress bar where there are many."""
     from tqdm.auto import tqdm

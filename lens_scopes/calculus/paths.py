@@ -1,196 +1,190 @@
-"""Routes through the heads: a beam search over paths whose influence is exact, not a product of edge shares.
+"""Routes through the heads, searched for from the prediction backwards; their influence is exact.
 
-A path chooses at each block the skip connection (with that block's MLP) or one head. Its influence is ⟨g, δ⟩ where only
-the chosen branches' tangents go on; a partial path's influence is the exact sum over all of its continuations, so the
-choices at one block are compared without running any of them to the end.
+A route chooses at each block its skip connection (with that block's MLP) or one head. All routes that end with the same
+heads share what comes back of the cotangent through those heads: its product with the tangent that arrives there is
+their sum. So the search goes over chains of last heads, the strongest first, and what it has not looked into is known
+exactly: complete routes + chains left open = the total, wherever it stops.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from lens_scopes.calculus.branches import Branches
 from lens_scopes.calculus.directions import directions, lengths
 from lens_scopes.calculus.finite import refuse_nonfinite
-from lens_scopes.calculus.ledger import is_parallel
 from lens_scopes.calculus.memory import lanes_at_once
-from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.pushforward import push_forward
 from lens_scopes.calculus.trace import Trace
-from lens_scopes.host import Host
-from lens_scopes.host.model import Hook
 from lens_scopes.scopes.state import Cotangents
-from lens_scopes.sites import EMBED, FINAL, HEADS, STREAM
+from lens_scopes.sites import EMBED, HEADS, STREAM
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SKIP = -1
+# Chains looked into together: more share the work of a pass, fewer are chosen knowing more.
+_TOGETHER = 8
+_FIRST = STREAM["resid_pre"].format(0)
 
 
 @dataclass(frozen=True, eq=False)
-class _Beam:
-    """Partial paths: the choices made, the tangents they carry [path, row, pos, d], their influence [path]."""
+class _Chain:
+    """All routes whose last heads are these: their summed influence, and what is needed to tell them apart."""
 
-    choices: Int[Tensor, "path layer"]
-    tangents: Float[Tensor, "path row pos d_model"]
-    influence: Float[Tensor, " path"]
-
-
-def search(run: Trace, made: Cotangents, sources: Sequence[int] | None, k: int, beam: int) -> "pd.DataFrame":
-    """The strongest routes of one prompt; see ``Flow.paths``.
-
-    Args:
-        run: its forward pass, with ``path_sites`` open.
-        made: the cotangents.
-        sources: the positions that routes start from, together; None is all.
-        k: how many paths to return.
-        beam: how many partial paths to keep.
-
-    """
-    parts = [found for _, found in pull_back(run, Rows.of([[made]]), FINAL)]
-    gradients = {name: torch.cat([part[name] for part in parts])[:, 0] for name in run.sites}
-    starts = directions(made, slice(None), gradients[EMBED], sources, lengths(run, made)).sum(1)
-    return strongest_paths(run, gradients, starts.to(run.y.dtype), k, beam)
+    heads: tuple[tuple[int, int], ...]
+    """(layer, head), in the order in which they are passed."""
+    influence: float
+    cotangent: Float[Tensor, "row pos d_head"] | None = None
+    """What comes back to the first head's z; None of a complete route, and of all routes together."""
 
 
-def path_sites(host: Host) -> list[str]:
-    """The sites whose gradients a search needs."""
-    needed = [HEADS["z"], STREAM["resid_post"], *([STREAM["mlp_out"]] if host.has_mlps else [])]
-    needed += [] if is_parallel(host, 0) else [STREAM["resid_mid"]]
-    return [EMBED, *(kind.format(layer) for layer in range(host.n_layers) for kind in needed)]
+@dataclass(eq=False)
+class _Agenda:
+    """Chains to look into, the strongest first, within a budget; nothing is lost that is not looked into."""
+
+    left: int
+    waiting: list[_Chain]
+    complete: list[_Chain] = field(default_factory=list)
+    closed: float = 0.0
+    """The influence of chains that nobody will look into."""
+
+    def next(self) -> list[_Chain]:
+        """Those to look into now."""
+        chosen = self.waiting[: min(_TOGETHER, self.left)]
+        self.waiting = self.waiting[len(chosen) :]
+        self.left -= len(chosen)
+        return chosen
+
+    def add(self, found: Sequence[_Chain]) -> None:
+        """Longer chains; only as many are kept as may still be looked into."""
+        ranked = _ranked([*self.waiting, *found])
+        self.waiting = ranked[: self.left]
+        self.closed += sum(chain.influence for chain in ranked[self.left :])
 
 
-def strongest_paths(
-    run: Trace,
-    gradients: dict[str, Float[Tensor, "row pos ..."]],
-    directions: Float[Tensor, "row pos d_model"],
-    k: int,
-    beam: int,
-) -> "pd.DataFrame":
-    """Beam search; see ``Flow.paths``.
+@dataclass(frozen=True, eq=False)
+class Routes:
+    """The routes of one prompt on the graph of one forward pass, which lives as long as this object does."""
 
-    Args:
-        run: one prompt's forward pass, for the host, tokens and frozen parts.
-        gradients: of every cotangent (row) at resid_mid, resid_post, mlp_out and z of every block.
-        directions: the tangents at the embedding; row r goes with gradient row r, and rows are summed.
-        k: how many paths to return.
-        beam: how many partial paths to keep.
+    run: Trace
+    end: Float[Tensor, "row pos d_model"]
+    """The cotangents at the output of the last block."""
+    starts: Float[Tensor, "row pos d_model"]
+    """The tangents at the embedding; row r goes with cotangent r, and rows are summed."""
+    total: float
 
-    """
+    @classmethod
+    def of(cls, run: Trace, made: Cotangents, sources: Sequence[int]) -> "Routes":
+        """By one backward pass on a trace whose ``branch_sites`` are open.
+
+        Args:
+            run: the forward pass of one prompt.
+            made: the cotangents.
+            sources: the positions that routes start from, together.
+
+        """
+        end = Branches(run).end(made.vectors)
+        g = Branches(run).at_embedding(end)
+        refuse_nonfinite(run.host, run.tokens, {EMBED: g})
+        starts = directions(made, slice(None), g, sources, lengths(run, made)).sum(1)
+        return cls(run, end, starts.to(run.y.dtype), float((g.double() * starts).sum()))
+
+    def orders(self, most: int) -> "pd.DataFrame":
+        """See ``Flow.orders``: lane k carries what comes back through k heads, the last lane all that is more."""
+        branches, lanes, layers = Branches(self.run), self.end[None], self.run.host.n_layers
+        for layer in reversed(range(layers)):
+            past, heads = branches.split(layer, lanes)
+            lanes = torch.cat([past, torch.zeros_like(past[:1])])
+            lanes[1:] += branches.into(layer, heads)
+            if len(lanes) > most + 1:
+                lanes = torch.cat([lanes[:most], lanes[most:].sum(0, keepdim=True)])
+        arrived = self._pushed([_FIRST])[_FIRST]
+        influence = torch.einsum("orpd,rpd->o", lanes.double(), arrived.double())
+        names = [str(k) for k in range(len(influence))]
+        if most < layers:
+            names[-1] += " or more"
+        return _frame("heads", names, influence.tolist(), self.total)
+
+    def strongest(self, k: int, budget: int) -> "pd.DataFrame":
+        """See ``Flow.paths``."""
+        agenda = _Agenda(budget, [_Chain((), self.total)])
+        while chosen := agenda.next():
+            self._look_into(chosen, agenda)
+        complete = _ranked(agenda.complete)
+        rest = agenda.closed + sum(chain.influence for chain in complete[k:])
+        names = [*(_text(chain) for chain in complete[:k]), "rest"]
+        return _frame("path", names, [*(chain.influence for chain in complete[:k]), rest], self.total)
+
+    def _look_into(self, chosen: Sequence[_Chain], agenda: _Agenda) -> None:
+        """Every chain that is one head longer, and each chosen one as a complete route, straight from the source."""
+        branches, layers = Branches(self.run), self.run.host.n_layers
+        inside: list[_Chain] = []
+        g = self.end.new_zeros(0, *self.end.shape)
+        for boundary in range(layers, -1, -1):
+            entering = [chain for chain in chosen if (chain.heads[0][0] if chain.heads else layers) == boundary]
+            if entering:
+                inside += entering
+                g = torch.cat([g, *self._before(boundary, entering)])
+            if boundary and inside:
+                g, heads = branches.split(boundary - 1, g)
+                agenda.add(list(self._longer(inside, boundary - 1, heads)))
+        influence = torch.einsum("crpd,rpd->c", g.double(), self._arrived[_FIRST].double())
+        agenda.complete += [_Chain(chain.heads, part) for chain, part in zip(inside, influence.tolist(), strict=True)]
+
+    def _before(self, boundary: int, chains: Sequence[_Chain]) -> Iterator[Float[Tensor, "chain row pos d_model"]]:
+        """What comes back of the cotangent through the first heads of chains, to the input of their block."""
+        cotangents = [chain.cotangent for chain in chains if chain.cotangent is not None]
+        if len(cotangents) < len(chains):
+            yield self.end[None]
+        if cotangents:
+            z = self.run.sites[HEADS["z"].format(boundary)]
+            heads = z.new_zeros(len(cotangents), len(self.end), *z.shape[1:])
+            for lane, chain, cotangent in zip(heads, chains, cotangents, strict=True):
+                lane[:, :, chain.heads[0][1]] = cotangent
+            yield Branches(self.run).into(boundary, heads)
+
+    def _longer(
+        self, chains: Sequence[_Chain], layer: int, heads: Float[Tensor, "chain row pos head d_head"]
+    ) -> Iterator[_Chain]:
+        arrived = self._arrived[HEADS["z"].format(layer)].double()
+        influence = torch.einsum("crphd,rphd->ch", heads.double(), arrived).tolist()
+        for chain, back, parts in zip(chains, heads, influence, strict=True):
+            for head, part in enumerate(parts):
+                # A copy: a view would keep those of all heads.
+                yield _Chain(((layer, head), *chain.heads), part, back[:, :, head].clone())
+
+    @cached_property
+    def _arrived(self) -> Mapping[str, Float[Tensor, "row pos ..."]]:
+        """The tangents at the first block's input and at every z."""
+        return self._pushed([_FIRST, *(HEADS["z"].format(layer) for layer in range(self.run.host.n_layers))])
+
+    def _pushed(self, sites: Sequence[str]) -> dict[str, Float[Tensor, "row pos ..."]]:
+        parts = [
+            push_forward(
+                self.run.host, self.run.tokens[0], EMBED, rows, position=self.run.positions[0], sites=sites,
+                hooks=self.run.held, until=sites[-1],
+            ).visitor.at
+            for rows in self.starts.split(lanes_at_once(self.run))
+        ]  # fmt: skip
+        shapes = {name: self.run.sites[name].shape[1:] for name in sites}  # some hosts join the heads of z
+        return {name: torch.cat([part[name] for part in parts]).reshape(-1, *shapes[name]) for name in sites}
+
+
+def _ranked(chains: Sequence[_Chain]) -> list[_Chain]:
+    return sorted(chains, key=lambda chain: -abs(chain.influence))
+
+
+def _frame(name: str, labels: Sequence[str], influence: Sequence[float], total: float) -> "pd.DataFrame":
     import pandas as pd
 
-    total = float((gradients[EMBED].double() * directions.double()).sum())
-    first = STREAM["resid_pre"].format(0)
-    start = _tangents_at(run, EMBED, directions[None], first)
-    now = _Beam(
-        start.new_empty((1, 0), dtype=torch.long, device="cpu"),
-        start,
-        start.new_full((1,), total, dtype=torch.float64, device="cpu"),
-    )
-    for layer in range(run.host.n_layers):
-        now = _extend(run, gradients, now, layer, beam)
-    refuse_nonfinite(run.host, run.tokens, {EMBED: now.influence})
-    order = now.influence.abs().argsort(descending=True)[:k].tolist()
-    rows = [
-        {
-            "path": _text(now.choices[i].tolist()),
-            "influence": float(now.influence[i]),
-            "share": float(now.influence[i]) / total,
-        }
-        for i in order
-    ]
-    rest = total - sum(row["influence"] for row in rows)
-    return pd.DataFrame([*rows, {"path": "rest", "influence": rest, "share": rest / total}])
+    share = [part / total if total else 0.0 for part in influence]
+    return pd.DataFrame({name: labels, "influence": influence, "share": share})
 
 
-def _extend(run: Trace, gradients: dict[str, Tensor], now: _Beam, layer: int, beam: int) -> _Beam:
-    """Every partial path with every choice at one block; the strongest ``beam`` of them go on."""
-    z, before = HEADS["z"].format(layer), STREAM["resid_pre"].format(layer)
-    moved = _tangents_at(run, before, now.tangents, z)
-    by_head = torch.einsum("rqhd,prqhd->ph", gradients[z].double(), moved.double())
-    if is_parallel(run.host, layer):
-        skip = torch.einsum(
-            "rtd,prtd->p", gradients[STREAM["resid_post"].format(layer)].double(), now.tangents.double()
-        )
-        if run.host.has_mlps:
-            mlp = STREAM["mlp_out"].format(layer)
-            through_mlp = _tangents_at(run, before, now.tangents, mlp)
-            skip = skip + torch.einsum("rtd,prtd->p", gradients[mlp].double(), through_mlp.double())
-    else:
-        middle = gradients[STREAM["resid_mid"].format(layer)]
-        skip = torch.einsum("rtd,prtd->p", middle.double(), now.tangents.double())
-    influence = torch.cat([skip[:, None], by_head], 1)  # choice 0 is the skip, choice h + 1 head h
-    kept = influence.abs().flatten().argsort(descending=True)[:beam]
-    path, choice = kept // influence.shape[1], kept % influence.shape[1] - 1
-    tangents = _through(run, now.tangents[path], layer, choice)
-    choices = torch.cat([now.choices[path.cpu()], choice.cpu()[:, None]], 1)
-    return _Beam(choices, tangents, influence.flatten()[kept].cpu())
-
-
-def _through(run: Trace, tangents: Tensor, layer: int, choice: Int[Tensor, " path"]) -> Tensor:
-    """The tangents after one block in which only the chosen branches go on."""
-    after = STREAM["resid_post"].format(layer)
-    rows = tangents.shape[1]
-    return _tangents_at(run, STREAM["resid_pre"].format(layer), tangents, after, choice.repeat_interleave(rows), layer)
-
-
-def _tangents_at(
-    run: Trace,
-    source: str,
-    tangents: Float[Tensor, "path row pos d"],
-    site: str,
-    choice: Int[Tensor, " lane"] | None = None,
-    layer: int = 0,
-) -> Tensor:
-    """What becomes of the tangents at one later site, [path, row, pos, ...], in portions of lanes."""
-    flat = tangents.flatten(0, 1)
-    found: list[Tensor] = []
-    most = lanes_at_once(run)
-    for begin in range(0, len(flat), most):
-        lanes = slice(begin, begin + most)
-        masks = [] if choice is None else _masks(run, layer, choice[lanes])
-        pushed = push_forward(
-            run.host, run.tokens[0], source, flat[lanes], position=run.positions[0], sites=[site], until=site,
-            hooks=[*run.held, *masks],
-        )  # fmt: skip
-        found.append(pushed.visitor.at[site])
-    return torch.cat(found).unflatten(0, tangents.shape[:2])
-
-
-def _masks(run: Trace, layer: int, choice: Int[Tensor, " lane"]) -> list[Hook]:
-    """Hooks that let only the chosen branch's tangent through a block; every value stays what it was.
-
-    Where a head is chosen, the skip connection's tangent is taken away from what a branch adds to the stream.
-    """
-    host = run.host
-    box: dict[str, Tensor] = {}
-    is_head = (choice != SKIP).to(run.y.dtype)[:, None, None]
-
-    def keep(activation: Tensor, hook: object) -> Tensor:  # noqa: ARG001
-        box["before"] = activation
-        return activation
-
-    def one_head(activation: Tensor, hook: object) -> Tensor:  # noqa: ARG001
-        chosen = torch.arange(activation.shape[2], device=activation.device) == choice[:, None]
-        return activation.detach() + chosen[:, None, :, None] * (activation - activation.detach())
-
-    def without_skip(activation: Tensor, hook: object) -> Tensor:  # noqa: ARG001
-        return activation + is_head * (box["before"].detach() - box["before"])
-
-    def skip_or_nothing(activation: Tensor, hook: object) -> Tensor:
-        moved = (1 - is_head) * (activation - activation.detach())
-        return without_skip(activation.detach() + moved, hook)
-
-    hooks: list[Hook] = [(STREAM["resid_pre"].format(layer), keep), (HEADS["z"].format(layer), one_head)]
-    if is_parallel(host, layer) and host.has_mlps:
-        return [*hooks, (STREAM["mlp_out"].format(layer), skip_or_nothing)]
-    return [*hooks, (STREAM["attn_out"].format(layer), without_skip)]
-
-
-def _text(choices: Sequence[int]) -> str:
-    heads = [f"{layer}.{head}" for layer, head in enumerate(choices) if head != SKIP]
-    return " → ".join(["source", *heads, "prediction"])
+def _text(chain: _Chain) -> str:
+    return " → ".join(["source", *(f"{layer}.{head}" for layer, head in chain.heads), "prediction"])

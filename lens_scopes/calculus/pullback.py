@@ -63,19 +63,28 @@ def pull_back(run: Trace, rows: Rows, site: str) -> Iterator[tuple[slice, dict[s
     them at once: gradients of all sites and rows never exist together.
     """
     output = run.output(site)
-    inputs = list(run.handles.values())
     size = rows_at_once(run, len(rows))
     for start in range(0, len(rows), size):
         chunk = slice(start, min(start + size, len(rows)))
-        gradients = _vjp(output, inputs, rows.at(chunk, output))
-        found, unreached = {}, []
-        for name, got in zip(run.handles, gradients, strict=True):
-            unreached += [name] if got is None else []
-            zero = run.sites[name].new_zeros(()).expand(chunk.stop - start, *run.sites[name].shape)
-            found[name] = zero if got is None else got
+        found, unreached = vjp(run, output, rows.at(chunk, output), tuple(run.handles))
         if start == 0:
             refuse_lost(run.host, unreached, site, {name for name, _ in run.held})
         yield chunk, found
+
+
+def vjp(
+    run: Trace, output: Float[Tensor, "batch ..."], cotangents: Float[Tensor, "row batch ..."], sites: Sequence[str]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """One step of a chain rule: cotangents of any tensor of the trace pulled back to some of its sites.
+
+    By site name, gradients [row, batch, pos, ...], zero where nothing flows; and the sites that nothing comes back to.
+    """
+    found, unreached = {}, []
+    for name, got in zip(sites, _vjp(output, [run.handles[name] for name in sites], cotangents), strict=True):
+        unreached += [name] if got is None else []
+        zero = run.sites[name].new_zeros(()).expand(len(cotangents), *run.sites[name].shape)
+        found[name] = zero if got is None else got
+    return found, unreached
 
 
 def _vjp(output: Tensor, inputs: list[Tensor], cotangents: Tensor) -> tuple[Tensor | None, ...]:

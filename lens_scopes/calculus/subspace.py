@@ -1,4 +1,4 @@
-"""The largest singular triplets of a matrix that is only ever multiplied: a block Krylov method (Musco & Musco 2015)."""
+"""The largest singular triplets of a matrix that is only multiplied: a block Krylov method (Musco & Musco 2015)."""
 
 from collections.abc import Callable
 from typing import NamedTuple

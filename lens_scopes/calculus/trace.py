@@ -1,6 +1,6 @@
 """One forward pass kept alive: the open sites of a batch of equally long prompts, and the state at the end of each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,6 +12,7 @@ from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.host import Host, Readout, read_out, run_to_last_residual, token_id, twin_of
 from lens_scopes.host.axes import refuse_axes
 from lens_scopes.host.capture import Captured
+from lens_scopes.host.fitness import refuse_dropout
 from lens_scopes.host.freeze import freezing_hooks, holding
 from lens_scopes.host.model import Hook
 from lens_scopes.host.readout import final_norm, raw_logits
@@ -128,7 +129,7 @@ def trace(
         RuntimeError: dropout in train mode, a hook that never fires, or a readout that does not match the model.
 
     """
-    host.refuse_dropout()
+    refuse_dropout(host.model)
     with host.alone(), torch.inference_mode(mode=False):
         tokens = tokens.clone()  # ids made under inference_mode cannot enter a graph
         held = freezing_hooks(host, freeze)

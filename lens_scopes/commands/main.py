@@ -169,19 +169,19 @@ def flow(
     ] = None,
     save_path: Annotated[Path | None, typer.Option("--save", help="Write what Flow.load reads.")] = None,
 ) -> None:
-    """Split the scores of a PROMPT over heads, MLPs and positions, and print what carries most."""
+    """Split the scores of a PROMPT over heads, MLPs and positions, and print what adds up and what carries most."""
     with one_line_errors("flow"):
         recipe = scope_of(scope, target, versus, passes, rank)
         with quiet():
             loaded = model_of(model, backend)
             rows = sources if sources in (None, "each") else [_position_or_token(part) for part in sources.split(",")]
             found = ls.flow(loaded, prompt, recipe, position=position, sources=rows, edges=edges)
-            routes = found.paths(paths) if paths else None
+            orders, routes = found.orders(), found.paths(paths, budget=max(48, paths)) if paths else None
         if save_path is not None:
             found.save(save_path)
         if html_path is not None:
             ls.report(found, html_path)
-        say(*tables.of_flow(found, top, routes))
+        say(*tables.of_flow(found, top, orders, routes))
         say_where(save_path, html_path)
 
 

@@ -8,10 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from lens_scopes.results.flow import Flow
-from lens_scopes.results.provenance import UNITS, scope_text, tokens_of
+from lens_scopes.results.provenance import UNITS, scope_text, tokens_of, unit_text
 from lens_scopes.results.scores import Scores
 from lens_scopes.sites import EMBED, short
-from lens_scopes.views import markup
+from lens_scopes.views import grids, markup
 from lens_scopes.views.scores import columns_of
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ _MOST_TABLES = 8
 
 def of_scores(scores: Scores) -> Iterable[Any]:
     """The prediction, then each token with its score: with a bar where there is one score per token."""
-    yield f"{scope_text(scores.meta)} on {scores.meta['model']}, {UNITS[scores.units]}"
+    what = grids.measure(unit_text(scores.meta), scores.values, scores.stderr)
+    yield f"{scope_text(scores.meta)} on {scores.meta['model']}, {what}"
     several = "target_pos" in scores.dims
     wanted = scores.coords["target_pos"] if several else (scores.meta["position"],)
     for n, position in enumerate(wanted[:_MOST_TABLES]):
@@ -90,12 +91,18 @@ def of_case(case: "Case", found: Mapping[str, Scores]) -> Iterable[Any]:
         yield f"{name:>12} is largest at {top}, {markup.visible(case.tokens[top])!r}: {verdict}"
 
 
-def of_flow(flow: Flow, top: int, routes: "pd.DataFrame | None") -> Iterable[Any]:
-    """What carries most: heads and MLPs with their shares, how heads got theirs, and routes if there are any."""
+def of_flow(flow: Flow, top: int, orders: "pd.DataFrame", routes: "pd.DataFrame | None") -> Iterable[Any]:
+    """What adds up to the total, by last head and by number of heads; then what carries most; then routes if any."""
     whole = float(flow.total.double().sum())
+    what = grids.measure(UNITS[flow.units], flow.total, flow.stderr)
     whose = "all tokens together" if flow.meta.get("together") else f"{len(flow.sources)} source tokens"
-    yield f"{scope_text(flow.meta)} on {flow.meta['model']}: {markup.number(whole)} ({UNITS[flow.units]}), {whose}"
+    yield f"{scope_text(flow.meta)} on {flow.meta['model']}: {markup.number(whole)} ({what}), {whose}"
     yield _prediction(flow, 0)
+    if flow.last is not None:
+        yield from _last_heads(flow, top, whole)
+    yield "By how many heads are on the way, which is all of it:"
+    yield "  ".join(f"{row['heads']}: {_percent(row['influence'], whole)}" for row in orders.to_dict("records"))
+    yield "What passes through each part, be it last or not (so these do not add up):"
     frame = flow.top(top)
     split = flow.composition is not None
     table = _table(
@@ -115,10 +122,24 @@ def of_flow(flow: Flow, top: int, routes: "pd.DataFrame | None") -> Iterable[Any
         )
     yield table
     if routes is not None:
-        yield "Routes through the heads, each with its exact share:"
+        listed = _percent(float(routes.influence[:-1].sum()), whole)
+        yield f"Single routes, each with its exact share; these {len(routes) - 1} carry {listed} of the total:"
         for row in routes.to_dict("records"):
             yield f"{_percent(row['influence'], whole):>8}  {row['path']}"
     yield f"No conservation law is broken by more than {flow.residual:.1e} of the total."
+
+
+def _last_heads(flow: Flow, top: int, whole: float) -> Iterable[Any]:
+    frame = flow.last_heads()
+    yield "By the last head on the way (straight: through no head), which is all of it:"
+    table = _table("influence", "share", first="", names="last head")
+    for row in frame.head(top).to_dict("records"):
+        name = "straight" if row["kind"] == "straight" else f"{row['layer']}.{row['head']}"
+        table.add_row("", name, markup.number(row["influence"]), _percent(row["influence"], whole))
+    others = frame.influence[top:]
+    if len(others):
+        table.add_row("", f"{len(others)} others", markup.number(others.sum()), _percent(others.sum(), whole))
+    yield table
 
 
 def _percent(part: float, whole: float) -> str:
@@ -128,10 +149,10 @@ def _percent(part: float, whole: float) -> str:
 def _bars(scores: Scores) -> Table:
     """One row per token: score, standard error, bar."""
     stderr = scores.stderr
-    table = _table("score", *(() if stderr is None else ("± stderr",)))
+    table = _table("score", *(() if stderr is None else ("stderr",)))
     table.add_column("")
     for i, token in enumerate(columns_of(scores)[0]):
-        error = [] if stderr is None else [markup.number(float(stderr[i]))]
+        error = [] if stderr is None else [grids.plus_minus(scores.values[i], stderr[i])]
         row = [
             str(scores.coords["pos"][i]),
             Text(markup.visible(token)),

@@ -65,7 +65,7 @@ class Ablation:
         return cls(replace, mean, substitutes)
 
     def log_probs(self, question: Question, number: int, out: Bool[Tensor, "row pos"]) -> Float[Tensor, "row vocab"]:
-        """log p at the position with the marked tokens taken out, row by row.
+        """log p at the position with the marked tokens taken out, row by row; rows that are the same are run once.
 
         Args:
             question: the prompt.
@@ -73,10 +73,13 @@ class Ablation:
             out: the tokens to take out, in every row.
 
         """
+        different, which = out.unique(dim=0, return_inverse=True)
         if self.replace == "delete":
-            return torch.cat([self._without(question, row) for row in out])
-        size = prompts_at_once(question.host, len(question.tokens))
-        return torch.cat([self._replaced(question, number, rows) for rows in out.split(size)])
+            found = torch.cat([self._without(question, row) for row in different])
+        else:
+            size = prompts_at_once(question.host, len(question.tokens))
+            found = torch.cat([self._replaced(question, number, rows) for rows in different.split(size)])
+        return found[which.to(found.device)]
 
     def _replaced(self, q: Question, number: int, out: Bool[Tensor, "row pos"]) -> Float[Tensor, "row vocab"]:
         out = out.to(q.tokens.device)

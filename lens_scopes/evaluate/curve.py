@@ -117,7 +117,8 @@ class Curve:
             for f, m, a, b in zip(self.fractions, *(x.tolist() for x in (self.mean, low, high)), strict=True)
         ]
         title = f"{self.meta.get('mode', 'ablation')} ({self.meta.get('replace')}), {len(self.deltas)} prompts"
-        return markup.figure(title, markup.numbers(("share of tokens", "change of log p", "95 % interval"), rows))
+        table = markup.numbers(("share of tokens", "change of log p", "95 % interval"), rows)
+        return markup.figure(title, table, note=coinciding(self.fractions, self.meta.get("taken", ())))
 
 
 @guarded
@@ -184,6 +185,7 @@ def ablation_curve(
         "hooks": list(questions[0].host.hooked()),
         "watched": [q.watched for q in questions],
         "lengths": [len(q.tokens) for q in questions],
+        "taken": [counts(len(ranked_positions(q, skip, protocol)), fractions) for q in questions],
         "versions": versions(),
     }
     return Curve(torch.stack(deltas), fractions, meta)
@@ -247,15 +249,41 @@ def out_masks(
 ) -> Bool[Tensor, "fraction pos"]:
     """Which tokens go at each fraction."""
     length = len(values)
-    out = skipped(skip, length)
-    last = length if protocol == "paper" else question.position + 1
-    ranked = torch.tensor([t for t in range(last) if t not in out], dtype=torch.long, device="cpu")
+    ranked = torch.tensor(ranked_positions(question, skip, protocol), dtype=torch.long, device="cpu")
     order = ranked[values[ranked].argsort(descending=True, stable=True)]
     masks = torch.zeros(len(fractions), length, dtype=torch.bool, device="cpu")
-    for row, fraction in zip(masks, fractions, strict=True):
-        count = max(1, int(len(order) * fraction)) if fraction > 0 else 0
+    for row, count in zip(masks, counts(len(order), fractions), strict=True):
         row[order[:count] if mode == "comprehensiveness" else order[count:]] = True
     return masks
+
+
+def ranked_positions(question: Question, skip: Sequence[Integer], protocol: Protocol) -> list[int]:
+    """The positions that are ranked at all."""
+    length = len(question.tokens)
+    out, last = skipped(skip, length), length if protocol == "paper" else question.position + 1
+    return [t for t in range(last) if t not in out]
+
+
+def counts(ranked: int, fractions: Sequence[float]) -> list[int]:
+    """How many of the ranked tokens each share is."""
+    return [max(1, int(ranked * f)) if f > 0 else 0 for f in fractions]
+
+
+def coinciding(fractions: Sequence[float], taken: Sequence[Sequence[int]]) -> str:
+    """A sentence about prompts so short that different shares are the same tokens; empty where there are none.
+
+    >>> coinciding((0.05, 0.1), [[1, 1], [1, 2]])
+    'on 1 of 2 prompts some of the shares 5, 10 % are equally many tokens (on 1 all are): columns say the same there'
+    """
+    some = [n for n in taken if len(set(n)) < len(n)]
+    if not some:
+        return ""
+    shares = ", ".join(f"{100 * f:g}" for f in fractions)
+    every = sum(len(set(n)) == 1 for n in some)
+    return (
+        f"on {len(some)} of {len(taken)} prompts some of the shares {shares} % are equally many tokens "
+        f"(on {every} all are): columns say the same there"
+    )
 
 
 def change(

@@ -6,7 +6,8 @@ probability).
 
 | name | score of token t |
 |---|---|
-| semantic, temperature, fisher, fisher_low_rank_k | the scopes (arXiv 2601.16407) |
+| semantic, temperature, fisher_low_rank_k | the scopes (arXiv 2601.16407) |
+| fisher, fisher_exact | the Fisher Scope: 16 passes, unbiased; and all of it, which costs a pass per dimension |
 | log_prob_scope | ‖∇_t log p‖: the Semantic Scope of the centred logit |
 | gradient_x_input | ⟨∇_t log p, e_t⟩, signed |
 | gradient_x_input_norm | ‖∇_t log p ⊙ e_t‖, the paper's baseline |
@@ -14,7 +15,8 @@ probability).
 | integrated_gradients_norm | ‖mean over α of α∇_t log p(αe) ⊙ e_t‖, α = 0.2, ..., 1: the paper's IG |
 | path_semantic | ‖mean over α of ∇_t z(αe) ⊙ 0.9 e_t‖, α = 0.1, ..., 1: the path integral of the Semantic Scope |
 | attention_rollout | product over layers of (mean head pattern + 1)/2 (Abnar and Zuidema 2020) |
-| last_first | t: the nearest token first |
+| last_first | t: the nearest token first, the reference for recency |
+| first_first | −t: the first token, <bos> where there is one, first: the reference for attention sinks |
 | random | uniform, seeded |
 """
 
@@ -110,6 +112,10 @@ def _temperature(question: Question) -> Values:
 
 
 def _fisher(question: Question) -> Values:
+    return _scores(question, Fisher(seed=question.seed))
+
+
+def _fisher_exact(question: Question) -> Values:
     return _scores(question, Fisher(None))
 
 
@@ -165,6 +171,10 @@ def _last_first(question: Question) -> Values:
     return torch.arange(len(question.tokens), dtype=torch.float64, device="cpu")
 
 
+def _first_first(question: Question) -> Values:
+    return -_last_first(question)
+
+
 def _random(question: Question) -> Values:
     key = ",".join(map(str, (question.seed, *question.ids)))
     seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=7).digest(), "big")
@@ -172,11 +182,14 @@ def _random(question: Question) -> Values:
     return torch.rand(len(question.tokens), generator=generator, dtype=torch.float64, device="cpu")
 
 
+#: What no attribution is needed for: what every table holds the others up against.
+REFERENCES = ("last_first", "first_first")
 #: The named methods. The order is that of the tables.
 METHODS: Mapping[str, Method] = {
     "semantic": _semantic,
     "temperature": _temperature,
     "fisher": _fisher,
+    "fisher_exact": _fisher_exact,
     "log_prob_scope": _log_prob_scope,
     "gradient_x_input": _gradient_x_input,
     "gradient_x_input_norm": _gradient_x_input_norm,
@@ -185,6 +198,7 @@ METHODS: Mapping[str, Method] = {
     "path_semantic": _path_semantic,
     "attention_rollout": _attention_rollout,
     "last_first": _last_first,
+    "first_first": _first_first,
     "random": _random,
 }
 

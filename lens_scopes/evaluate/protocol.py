@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.host import Host, encode, run_to_last_residual
+from lens_scopes.host.fitness import refuse_dropout
 from lens_scopes.host.prompts import Prompt, one_position
 from lens_scopes.host.readout import final_norm, raw_logits, read_out
 from lens_scopes.results.given import Integer, integer, listed, shown
@@ -69,7 +70,7 @@ def ask(model: Any, prompts: Sequence[Prompt], protocol: Protocol, seed: int = 0
     if not len(prompts):
         msg = "prompts to evaluate on are a list, got none; write at least one prompt, e.g. ['Once upon a time']"
         raise ValueError(msg)
-    host.refuse_dropout()
+    refuse_dropout(host.model)
     asked = []
     for prompt in prompts:
         tokens = encode(host, prompt)

@@ -12,12 +12,23 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lens_scopes.evaluate.ablation import Ablation, Replace
-from lens_scopes.evaluate.curve import FRACTIONS, Curve, Mode, change, out_masks, per_token, refuse_mode, shares
+from lens_scopes.evaluate.curve import (
+    FRACTIONS,
+    Curve,
+    Mode,
+    coinciding,
+    counts,
+    out_masks,
+    per_token,
+    ranked_positions,
+    refuse_mode,
+    shares,
+)
 from lens_scopes.evaluate.intervals import bootstrap_interval, holm, interval_text, sign_flip_p
 from lens_scopes.evaluate.journal import Journal
 from lens_scopes.evaluate.leave_one_out import divergence
-from lens_scopes.evaluate.methods import Method, attribute
-from lens_scopes.evaluate.protocol import Protocol, Question, ask, skipped
+from lens_scopes.evaluate.methods import REFERENCES, Method, attribute
+from lens_scopes.evaluate.protocol import Protocol, ask
 from lens_scopes.host.prompts import Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.results import files, labelled
@@ -79,12 +90,18 @@ class Table:
 
     @cached_property
     def p(self) -> Float[Tensor, "method measure"]:
-        """Paired sign-flip test of no difference, Holm-corrected for all methods of a measure; NaN for the baseline."""
+        """Paired sign-flip test of no difference, Holm-corrected for all methods of a measure; NaN for the baseline.
+
+        References that nobody asked for are corrected with the others, and do not make their correction stricter.
+        """
         others = [m for m, name in enumerate(self.methods) if name != self.baseline]
         found = torch.full(self.means.shape, torch.nan, dtype=torch.float64, device="cpu")
         if others:
-            raw = sign_flip_p(self.differences[others].movedim(1, 0), self.seed)
-            found[others] = torch.stack([holm(column) for column in raw.T], 1)
+            found[others] = sign_flip_p(self.differences[others].movedim(1, 0), self.seed)
+            raw, added = found.clone(), self.meta.get("references", ())
+            for family in (others, [m for m in others if self.methods[m] not in added]):
+                if family:
+                    found[family] = torch.stack([holm(column) for column in raw[family].T], 1)
         return found
 
     def curve(self, method: str) -> Curve:
@@ -136,11 +153,13 @@ class Table:
     def to_markdown(self, measures: Sequence[str] | None = None) -> str:
         """Means, and differences to the baseline with their intervals; * where the corrected p is below 0.05.
 
-        Fewer than 10 prompts have no interval: "too few" stands in its place.
+        Fewer than 10 prompts have no interval: "too few" stands in its place. Where prompts are so short that shares
+        coincide, a sentence under the table says on how many.
         """
         columns, rows = self._cells(measures)
         lines = [" | ".join(columns), " | ".join("---" for _ in columns), *(" | ".join(row) for row in rows)]
-        return "\n".join(f"| {line} |" for line in lines)
+        table = "\n".join(f"| {line} |" for line in lines)
+        return f"{table}\n\n{said[0].upper()}{said[1:]}." if (said := self._coinciding()) else table
 
     def save(self, path: str | Path) -> Path:
         """Write to one safetensors file with a JSON header, whole or not at all."""
@@ -171,7 +190,12 @@ class Table:
         """What ``to_markdown`` says, as HTML: escaped, no script."""
         columns, rows = self._cells(None)
         note = f"differences to {self.baseline} on the same prompts, 95 % intervals; * p < 0.05 (sign flips, Holm)"
+        note = "; ".join(filter(None, (note, self._coinciding())))
         return markup.figure(repr(self), markup.numbers(columns, rows), note=note)
+
+    def _coinciding(self) -> str:
+        fractions = [float(name) for name in self.measures if name not in ("aopc", RANK)]
+        return coinciding(fractions, self.meta.get("taken", ()))
 
     def _cells(self, measures: Sequence[str] | None) -> tuple[list[str], list[list[str]]]:
         chosen = [labelled.index_of({"measure": self.measures}, "measure", name) for name in measures or self.measures]
@@ -209,6 +233,9 @@ def compare_methods(
 ) -> Table:
     """Ablate what each method ranks highest, on the same prompts, with the same draws, and compare pair by pair.
 
+    Every table has two rows that need no attribution: the last tokens first, and the first one, <bos> where there is
+    one, first. Tokens that several methods take out are taken out once.
+
     Args:
         model: a HookedTransformer or TransformerBridge, in eval mode. It is left as it came.
         prompts: see ``score``.
@@ -239,6 +266,8 @@ def compare_methods(
     refuse_mode(mode)
     by_name: dict[str, AnyMethod] = dict(methods) if isinstance(methods, Mapping) else {name: name for name in methods}
     by_name.setdefault(baseline, baseline)
+    references = [name for name in REFERENCES if name not in by_name]
+    by_name |= {name: name for name in references}
     questions = ask(model, prompts, protocol, seed)
     measures = (*(f"{f:g}" for f in fractions), "aopc", *((RANK,) if leave_one_out else ()))
     how: Meta = {
@@ -249,6 +278,8 @@ def compare_methods(
         "model": questions[0].host.name,
         "hooks": list(questions[0].host.hooked()),
         "lengths": [len(q.tokens) for q in questions],
+        "taken": [counts(len(ranked_positions(q, skip, protocol)), fractions) for q in questions],
+        "references": references,
     }
     asked = {"methods": {name: _text(method) for name, method in by_name.items()}, "measures": measures, "seed": seed}
     rows = Journal.open(resume, {**how, **asked, "prompts": [q.ids for q in questions], "corpus": corpus})
@@ -258,10 +289,15 @@ def compare_methods(
             continue
         values = [per_token(attribute(question, method), question) for method in by_name.values()]
         masks = [out_masks(v, question, fractions, mode, skip, protocol) for v in values]
-        deltas = change(ablation, question, number, torch.cat(masks)).reshape(len(values), len(fractions))
+        out, alone = torch.cat(masks), torch.eye(len(question.tokens), dtype=torch.bool, device="cpu")
+        kept = ranked_positions(question, skip, protocol)
+        said = ablation.log_probs(question, number, torch.cat([out, alone[kept if leave_one_out else []]]))
+        changes = said[: len(out), question.watched] - question.log_probs[question.watched]
+        deltas = changes.cpu().reshape(len(values), len(fractions))
         columns = [*deltas.T, deltas.mean(1)]
         if leave_one_out:
-            columns.append(_ranks(ablation, question, number, values, skip, protocol))
+            effects = divergence(question.log_probs, said[len(out) :], protocol).cpu()
+            columns.append(_ranks(effects, kept, values))
         rows.add(number, torch.stack(columns, 1))
     return Table(rows.stack(), tuple(by_name), measures, baseline, seed, how | {"versions": versions()})
 
@@ -270,20 +306,8 @@ def _text(method: AnyMethod) -> str:
     return method if isinstance(method, str) else text_of(method)  # type: ignore[arg-type] - a function has a name
 
 
-def _ranks(
-    ablation: Ablation,
-    question: Question,
-    number: int,
-    values: list[Tensor],
-    skip: Sequence[Integer],
-    protocol: Protocol,
-) -> Float[Tensor, " method"]:
+def _ranks(effects: Float[Tensor, " kept"], kept: list[int], values: list[Tensor]) -> Float[Tensor, " method"]:
     """100 · rank / n of each method's first token by leave-one-out KL, among the tokens that are ranked at all."""
-    length = len(question.tokens)
-    kept = [t for t in range(length) if t not in skipped(skip, length)]
-    kept = kept if protocol == "paper" else [t for t in kept if t <= question.position]
-    alone = torch.eye(length, dtype=torch.bool, device="cpu")[kept]
-    effects = divergence(question.log_probs, ablation.log_probs(question, number, alone), protocol).cpu()
     order = effects.argsort(descending=True, stable=True).tolist()
     firsts = [int(v[kept].argmax()) for v in values]
     return torch.tensor([100 * order.index(first) / len(kept) for first in firsts], dtype=torch.float64, device="cpu")

@@ -6,13 +6,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, count
+from itertools import count
 from typing import Any
 
 import torch
 from torch import nn
 
 from lens_scopes import sites as names
+from lens_scopes.host.fitness import refuse_inference
 from lens_scopes.host.undo import undone
 
 #: A hook name and what is called there: (activation, hook=...) -> activation, or None to leave it.
@@ -244,37 +245,6 @@ class Host:
             raise ValueError(msg)
         return resolved
 
-    def refuse_dropout(self) -> None:
-        """Scores of a model that rolls dice are noise.
-
-        Raises:
-            RuntimeError: the model is in train mode and has dropout.
-
-        """
-        for module in self.model.modules():
-            for name, p in _dice(module) if module.training else ():
-                msg = (
-                    f"the model is in train mode with dropout {p} ({name} of {type(module).__name__}): every pass "
-                    "would differ; call model.eval() first"
-                )
-                raise RuntimeError(msg)
-
-    def refuse_inference(self) -> None:
-        """Nothing can be differentiated through tensors that were made under inference_mode.
-
-        Raises:
-            RuntimeError: a weight or a buffer is one.
-
-        """
-        if any(tensor.is_inference() for tensor in chain(self.model.parameters(), self.model.buffers())):
-            named = chain(self.model.named_parameters(), self.model.named_buffers())
-            made = next(name for name, tensor in named if tensor.is_inference())
-            msg = (
-                f"{made!r} of {self.name} was made under torch.inference_mode(): nothing can be differentiated "
-                "through it; load the model outside"
-            )
-            raise RuntimeError(msg)
-
     @property
     def is_compiled(self) -> bool:
         """Whether the model as a whole goes through torch.compile, which leaves a HookedTransformer's hooks out."""
@@ -289,7 +259,7 @@ class Host:
 
         """
         with self.alone():
-            self.refuse_inference()
+            refuse_inference(self.model)
             trainable = [p for p in self.model.parameters() if p.requires_grad]
 
             def undo() -> None:
@@ -322,23 +292,6 @@ def take_out(module: nn.Module, hooks: Sequence[Callable]) -> None:
         inside = [function, *(cell.cell_contents for cell in getattr(function, "__closure__", None) or ())]
         if any(one is hook for one in inside for hook in hooks):
             del module._forward_hooks[key]
-
-
-def _dice(module: nn.Module) -> Iterator[tuple[str, float]]:
-    """What a module draws at random in train mode: modules of that kind, and probabilities for functions of it.
-
-    Hugging Face keeps the second on the module (OPT: dropout, layerdrop), or reads its configuration (Falcon).
-    """
-    if "drop" in type(module).__name__.lower():
-        yield from _above_zero({"p": getattr(module, "p", 0.0)})
-    written = vars(getattr(module, "config", None) or object) if hasattr(module, "config") else {}
-    heads = ("summary_", "classifier_")  # of models that are not language models
-    named = {**{key: p for key, p in written.items() if not key.startswith(heads)}, **vars(module)}
-    yield from _above_zero({key: p for key, p in named.items() if "drop" in key or "jitter" in key})
-
-
-def _above_zero(numbers: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    yield from ((key, p) for key, p in numbers.items() if isinstance(p, int | float) and not isinstance(p, bool) and p)
 
 
 def _is_anothers(handle: Any) -> bool:

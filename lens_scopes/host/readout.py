@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_scopes.host.capture import run_to_last_residual
+from lens_scopes.host.fitness import refuse_inference
 from lens_scopes.host.model import Host
 
 
@@ -67,7 +68,7 @@ def read_out(host: Host, tokens: Int[Tensor, "batch pos"]) -> Readout:
 
     """
     with host.alone():
-        host.refuse_inference()
+        refuse_inference(host.model)
         state = _fingerprint(host)
         known = _known.get(host.model)
         if known is not None and known[0] == state:

@@ -14,6 +14,7 @@ from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.trace import Trace
 from lens_scopes.calculus.variants import Kept, RowEdit
 from lens_scopes.host import Host, token_texts
+from lens_scopes.host.fitness import refuse_dropout
 from lens_scopes.host.prompts import Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.patching.activations import Activations
@@ -83,7 +84,7 @@ def measure(
     pair = Pair.of(model, clean, corrupted, position)
     host = pair.host
     wanted = sites_of(host, sites, where)
-    host.refuse_dropout()
+    refuse_dropout(host.model)
     with host.alone():
         found = Activations.of(pair, _opened(host, wanted.names, scope), cache)
         clean_run, run = found.traces()
@@ -114,7 +115,7 @@ def measure(
         "metric": {"corrupted": before, "clean": clean_value},
         "measured": len(patched),
     }
-    dtype = torch.float64 if host.dtype == torch.float64 else torch.float32
+    dtype = torch.float64 if made.squared or host.dtype == torch.float64 else torch.float32
     if together:
         refuse_nonfinite(host, pair.corrupted[None], {wanted.names[indices[-1][0]]: patched}, "the effect of patches")
         meta["places"] = [places.labels(i) for i in indices]

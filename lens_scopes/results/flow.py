@@ -4,7 +4,7 @@ At every depth the positions sum to the total; in every block what goes through 
 (``skip``) do. Heads of different blocks do not: what goes through one goes through or past the next.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.results import files, labelled
+from lens_scopes.results.carriers import by_last_head, carriers, long_form
 from lens_scopes.results.given import Integer, integer
 from lens_scopes.results.provenance import Meta, Units, scope_text
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
     from lens_scopes.views.show import Shown
 
-_TENSORS = ("total", "heads", "mlps", "skip", "stream", "composition", "edges", "probes")
+# What has a row for each source, and everything that is saved.
+_ROWS = ("total", "heads", "last", "mlps", "skip", "stream", "composition")
+_TENSORS = (*_ROWS, "edges", "probes")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,8 +53,10 @@ class Flow:
     meta: Meta = field(default_factory=Meta)
     probes: Float[Tensor, "probe source"] | None = None
     """What each random probe of an estimate contributed to the totals."""
+    last: Float[Tensor, "source layer head"] | None = None
+    """What goes through each head and no later one; see ``last_heads``. None in files of 0.1.0."""
     replay: Callable[..., "pd.DataFrame"] | None = None
-    """The search for paths on the live model; lost when saved."""
+    """Asks the routes on the live model; lost when saved."""
 
     @property
     def stderr(self) -> Float[Tensor, " source"] | None:
@@ -81,7 +86,7 @@ class Flow:
             raise ValueError(msg)
         row = labelled.index_of({"source": self.sources}, "source", source)
         source = self.sources[row]
-        rows = {name: getattr(self, name) for name in ("total", "heads", "mlps", "skip", "stream", "composition")}
+        rows = {name: getattr(self, name) for name in _ROWS}
         return replace(
             self,
             **{name: None if part is None else part[row : row + 1] for name, part in rows.items()},
@@ -102,7 +107,7 @@ class Flow:
             by = by.reshape(-1, *[1] * (part.ndim - 1))
             return torch.where(by == 0, 0.0, part / torch.where(by == 0, 1.0, by))
 
-        rows = {name: getattr(self, name) for name in ("total", "heads", "mlps", "skip", "stream", "composition")}
+        rows = {name: getattr(self, name) for name in _ROWS}
         return replace(
             self,
             **{name: None if part is None else divided(part, self.total) for name, part in rows.items()},
@@ -121,88 +126,104 @@ class Flow:
             ValueError: rows that were divided by their own totals, which do not add up.
 
         """
-        if self.units == "share" and len(self.total) > 1:
-            msg = "shares of several sources do not add up: write flow.top() before flow.share(), or sel(source=...)"
-            raise ValueError(msg)
-        import pandas as pd
-
+        self._refuse_shares("top")
         k, total = integer(k, "top: k", 0), float(self.total.sum())
-        rows = []
-        for layer in range(self.heads.shape[1]):
-            for head in range(self.heads.shape[2]):
-                row = {
-                    "kind": "head",
-                    "layer": layer,
-                    "head": head,
-                    "influence": float(self.heads[:, layer, head].sum()),
-                }
-                if self.composition is not None:
-                    row |= dict(zip("qkv", self.composition[:, layer, head].sum(0).tolist(), strict=True))
-                rows.append(row)
-            rows.append({"kind": "mlp", "layer": layer, "head": None, "influence": float(self.mlps[:, layer].sum())})
-        frame = pd.DataFrame(rows)
-        frame.insert(4, "share", frame.influence / total if total else 0.0)
-        past = self.skip.sum(0).tolist()
-        frame.insert(5, "skip", [past[layer] / total if total else 0.0 for layer in frame.layer])
-        frame["head"] = frame["head"].astype("Int64")
-        order = frame.influence.abs().sort_values(ascending=False, kind="stable").index
-        return frame.loc[order].head(k).reset_index(drop=True)
+        return carriers(self.heads, self.mlps, self.skip, self.composition, total).head(k)
 
-    def paths(self, k: Integer = 10, *, source: Integer | None = None, beam: Integer = 64) -> "pd.DataFrame":
-        """The strongest routes source → head → head → ... → prediction, each with its exact share, and the rest.
+    def last_heads(self) -> "pd.DataFrame":
+        """Influence by the last head on its way, summed over the sources: who hands it to the prediction.
 
-        A path chooses at each block the skip connection (with that block's MLP) or one head; its influence is one
-        forward-mode pass in which only the chosen branches' tangents go on. All (H+1)^L paths sum to the total.
+        Every route source → head → head → ... → prediction is counted once, under its last head, or as "straight"
+        where it goes through MLPs and skip connections only. So, unlike those of ``top``, the rows sum to the total.
+
+        Returns:
+            A row per head and one for "straight", strongest first: kind, layer, head, influence, share.
+
+        Raises:
+            ValueError: a flow from a file of 0.1.0, which did not keep it; or rows that were divided by their own
+                totals, which do not add up.
+
+        """
+        self._refuse_shares("last_heads")
+        if self.last is None:
+            msg = "this flow's file is of 0.1.0, which did not keep the last heads; run lens_scopes.flow again"
+            raise ValueError(msg)
+        return by_last_head(self.last, float(self.total.double().sum()))
+
+    def orders(self, K: Integer = 8) -> "pd.DataFrame":  # noqa: N803 - the contract's letter
+        """Influence by how many heads are on its way, summed over the sources: whether short routes say anything.
+
+        Runs on the live model: one forward pass, and one backward for each number of heads.
+
+        Args:
+            K: routes through K heads or more are counted together.
+
+        Returns:
+            A row per number of heads: heads ("0", "1", ..., "8 or more"), influence, share. They sum to the total.
+
+        Raises:
+            ValueError: a negative K.
+            RuntimeError: the flow was loaded from a file, or its model is gone.
+
+        """
+        return self._ask("orders", self.sources, integer(K, "orders: K, a number of heads,", 0))
+
+    def paths(
+        self, k: Integer = 10, *, budget: Integer = 48, source: Integer | None = None, beam: Integer | None = None
+    ) -> "pd.DataFrame":
+        """The strongest routes source → head → head → ... → prediction that a search finds, and the rest.
+
+        A route chooses at each block the skip connection (with that block's MLP) or one head. Each influence is exact,
+        and all (H+1)^L routes sum to the total. The search goes backwards from the prediction, over chains of last
+        heads, and looks into the strongest first; a route whose chain carries little because its parts cancel is
+        missed. In a deep model single routes carry little: see ``last_heads`` and ``orders`` for what adds up.
 
         Args:
             k: how many to return.
+            budget: how many chains are looked into, each of which completes one route; more misses less.
             source: the position of one source row; None: all rows of this flow together.
-            beam: how many partial paths are kept at each block; a wider beam misses less.
+            beam: gone; write ``budget``.
 
         Returns:
-            A row per path, strongest first: path, influence, share, and a last row "rest".
+            A row per route, strongest first: path, influence, share, and a last row "rest", which is everything else,
+            summed by itself: the rows add up to the total.
 
         Raises:
-            RuntimeError: the flow was loaded from a file, so that there is no model to search.
+            ValueError: ``beam``, or a budget that cannot complete k routes.
+            RuntimeError: the flow was loaded from a file, or its model is gone.
             KeyError: a source that is no row of this flow.
 
         """
-        if self.replay is None:
-            msg = "paths searches the live model, which a loaded flow does not have; run lens_scopes.flow again"
-            raise RuntimeError(msg)
-        k, beam = integer(k, "paths: k", 1), integer(beam, "paths: beam", 1)
+        k, budget = integer(k, "paths: k", 1), integer(budget, "paths: budget", 1)
+        if beam is not None:
+            msg = f"paths has no beam any more, it searches backwards from the prediction; write budget={max(k, 48)}"
+            raise ValueError(msg)
+        if k > budget:
+            msg = f"each route found costs one of the budget, got k={k} with budget={budget}; write budget={k}"
+            raise ValueError(msg)
         every = {"source": self.sources}
         rows = self.sources if source is None else (self.sources[labelled.index_of(every, "source", source)],)
-        return self.replay(k, list(rows), beam)
+        return self._ask("strongest", rows, k, budget)
+
+    def _ask(self, what: str, sources: Sequence[int], *given: int) -> "pd.DataFrame":
+        if self.replay is None:
+            msg = (
+                "paths and orders ask the live model, which a loaded flow does not have; run lens_scopes.flow again "
+                "(last_heads needs no model)"
+            )
+            raise RuntimeError(msg)
+        return self.replay(what, list(sources), *given)
+
+    def _refuse_shares(self, verb: str) -> None:
+        if self.units == "share" and len(self.total) > 1:
+            msg = (
+                f"shares of several sources do not add up: write flow.{verb}() before flow.share(), or sel(source=...)"
+            )
+            raise ValueError(msg)
 
     def to_dataframe(self) -> "pd.DataFrame":
-        """Long form: kind (head, mlp, skip, stream), source, layer or depth, head, pos, influence."""
-        import pandas as pd
-
-        together = bool(self.meta.get("together"))
-        rows = ("all",) if together else self.sources
-        names = {} if together else {i: self.tokens[i] for i in self.sources}
-        layers, heads = range(self.heads.shape[1]), range(self.heads.shape[2])
-        parts = {
-            "head": (self.heads, {"source": rows, "layer": tuple(layers), "head": tuple(heads)}),
-            "mlp": (self.mlps, {"source": rows, "layer": tuple(layers)}),
-            "skip": (self.skip, {"source": rows, "layer": tuple(layers)}),
-            "stream": (
-                self.stream,
-                {"source": rows, "depth": tuple(range(self.stream.shape[1])), "pos": tuple(range(len(self.tokens)))},
-            ),
-        }
-        by_position = dict(enumerate(self.tokens))
-        frames = []
-        for kind, (values, coords) in parts.items():
-            extra = {"source": names, "pos": by_position}
-            frame = labelled.dataframe({"influence": values}, tuple(coords), coords, extra)
-            frame.insert(0, "kind", kind)
-            frames.append(frame)
-        whole = pd.concat(frames, ignore_index=True)
-        for column in ("layer", "head", "depth", "pos"):
-            whole[column] = whole[column].astype("Int64")
-        return whole
+        """Long form: kind (head, last, mlp, skip, stream), source, layer or depth, head, pos, influence."""
+        return long_form(self)
 
     def to_xarray(self) -> "xr.Dataset":
         """A Dataset of every part, and ``stderr`` of the totals where there is one; ``token`` lies along pos.
@@ -219,6 +240,7 @@ class Flow:
             "total": (("source",), self.total),
             "stderr": (("source",), self.stderr),
             "heads": (("source", "layer", "head"), self.heads),
+            "last": (("source", "layer", "head"), self.last),
             "mlps": (("source", "layer"), self.mlps),
             "skip": (("source", "layer"), self.skip),
             "stream": (("source", "depth", "pos"), self.stream),
@@ -294,7 +316,7 @@ class Flow:
         return f"Flow({rows}, {layers} layers x {heads} heads; {scope}, residual {self.residual:.1e})"
 
     def show(self, view: str | None = None, **options: Any) -> "Shown":
-        """An interactive view ("heads", "stream", "edges", "tokens") with a static one under it; see ``show``."""
+        """An interactive view ("last", "heads", "stream", "edges", "tokens"), a static one under it; see ``show``."""
         from lens_scopes.views.show import show
 
         return show(self, view, **options)

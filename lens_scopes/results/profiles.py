@@ -101,7 +101,8 @@ class Profile:
 
     def save(self, path: str | Path) -> Path:
         """Write to one safetensors file with a JSON header, whole or not at all."""
-        header = {key: getattr(self, key) for key in ("labels", "by", "unit", "lengths", "meta")}
+        header = {key: getattr(self, key) for key in ("labels", "by", "unit", "meta")}
+        header["lengths"] = self.lengths or ()
         return files.save(path, "Profile", {"each": self.each}, header)
 
     @classmethod
@@ -117,7 +118,7 @@ class Profile:
 
     @classmethod
     def _of(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> "Profile":
-        lengths = None if header["lengths"] is None else tuple(header["lengths"])
+        lengths = tuple(header["lengths"]) or None
         return cls(tensors["each"], tuple(header["labels"]), header["by"], header["unit"], lengths, header["meta"])
 
     def plot(self, **options: Any) -> Any:

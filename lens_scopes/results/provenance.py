@@ -56,6 +56,27 @@ class Role(TypedDict):
     stop: int
 
 
+class Note(TypedDict, total=False):
+    """What a scope says about its cotangents at one position; a scope of somebody else's says what it likes."""
+
+    target: int
+    """The id of the token explained."""
+    versus: int
+    """The id of the token that it is held against."""
+    method: str
+    """Fisher: "exact", "truncated" (biased low) or "estimate" (unbiased, with a standard error)."""
+    coverage: float
+    """Fisher: the share of tr F that is carried exactly."""
+    passes: int
+    """Fisher: how many cotangents were pulled back."""
+    heavy_words: int
+    """Fisher: how many words the directions are made of; all others are in the probes, or left out of a truncation."""
+    basis: str
+    """Fisher: where its directions are eigenvectors: "y", the input of the unembedding."""
+    log_trace: float
+    """Fisher: log tr F, also where tr F itself is hardly a number; absent where F is 0."""
+
+
 class Meta(TypedDict, total=False):
     """The facts that travel with a result. A key is absent where it has no meaning."""
 
@@ -106,7 +127,7 @@ class Meta(TypedDict, total=False):
     # How well it is known.
     coverage: float | list[float]
     """The share of the squared form that the cotangents carry exactly; 1 where nothing is left out."""
-    notes: list[dict[str, Any]]
+    notes: list[Note]
     """By position, what the scope says about its cotangents."""
     method: str
     """Flow: how tangents were pushed forward."""
@@ -164,6 +185,10 @@ class Meta(TypedDict, total=False):
     """By prompt, the token whose probability was followed."""
     lengths: list[int]
     """By prompt, the number of tokens."""
+    taken: list[list[int]]
+    """By prompt, how many tokens each share is."""
+    references: list[str]
+    """Methods that nobody asked for, which every table has."""
 
 
 def tokens_of(target: Target | None) -> list[Token]:

@@ -38,11 +38,16 @@ class Fisher:
     """Fisher Scope: first-order sensitivity of the next-token distribution. Score tr(J_tᵀFJ_t), squared units.
 
     Args:
-        passes: how many cotangents are pulled back, which is what the scope costs: an unbiased estimate with a standard
-            error per score (exact where so many passes suffice). None: exact, up to d_model passes.
+        passes: how many cotangents are pulled back, which is what the scope costs, beside one sweep over the unembedding:
+            an unbiased estimate with a standard error per score (exact where so many passes suffice). None: exact, up
+            to d_model passes.
         rank: the paper's truncation instead: the k leading eigenvectors of F at y. Biased low; the share of tr F it
-            carries is in ``meta["coverage"]``. It depends on whether the weights are folded, the other two do not.
+            carries is in ``meta["coverage"]``. A large vocabulary counts with the words that carry 99 % of tr F.
         seed: of the random signs, which depend on (seed, prompt, position) only.
+
+    The exact score is the same whether the weights are folded or not; a truncation is not, and an estimate differs
+    within its error. ``meta["notes"]`` says what was done (see ``results.provenance.Note``). A call raises a ValueError
+    where 1 − p is so small that tr F is below 1e-305.
 
     Raises:
         ValueError: passes below 2 or rank below 1.

@@ -114,7 +114,8 @@ def figures(result: Any, view: str | None, first: First = "show") -> tuple[list[
 
     Layers by heads, and results side by side, are no pictures that circuitsvis has: those views are static.
     """
-    if view is None or isinstance(result, list | tuple) or (view == "heads" and isinstance(result, Flow)):
+    still = ("last", "heads") if isinstance(result, Flow) else ()
+    if view is None or isinstance(result, list | tuple) or view in still:
         return [], ""
     if view == "edges":
         return _edges(*edges_kept(result, first))

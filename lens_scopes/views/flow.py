@@ -1,4 +1,4 @@
-"""The views of a Flow: layers by heads and MLP, the stream by depth and position, edges, sources; and as HTML."""
+"""The views of a Flow: last heads, all heads and MLPs, the stream by depth and position, edges, sources; as HTML."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lens_scopes.results.provenance import UNITS, scope_text
 from lens_scopes.views import markup
-from lens_scopes.views.grids import First, Grid, check_first, on_one_scale, percent
+from lens_scopes.views.grids import First, Grid, check_first, measure, on_one_scale, percent
 
 if TYPE_CHECKING:
     from lens_scopes.results.flow import Flow
@@ -35,7 +35,8 @@ def flow_views(flow: "Flow") -> tuple[str, ...]:
     """The views this flow has."""
     edges = ("edges",) if flow.edges is not None else ()
     alone = flow.meta.get("together") or len(flow.sources) == 1
-    return ("heads", "stream", *edges, *(() if alone else ("tokens",)))
+    last = ("last",) if flow.last is not None else ()
+    return (*last, "heads", "stream", *edges, *(() if alone else ("tokens",)))
 
 
 def flow_grids(flow: "Flow", view: str, first: First = "show") -> list[Grid]:
@@ -48,10 +49,16 @@ def flow_tables(flow: "Flow", view: str, first: First = "show") -> list[Grid]:
     check_first(first)
     if view == "tokens":
         positions, columns = flow.sources, tuple(flow.tokens[i] for i in flow.sources)
-        unit = "share of the source's total" if flow.units == "share" else f"score ({UNITS[flow.units]})"
+        unit = (
+            "share of the source's total"
+            if flow.units == "share"
+            else f"score ({measure(UNITS[flow.units], flow.total, flow.stderr)})"
+        )
         return [Grid([flow.total.tolist()], ("",), columns, unit, title="score of each source", positions=positions)]
     rows, note = _sources(flow, first)
     whole = float(flow.total[rows].double().sum())
+    if view == "last" and flow.last is not None:
+        return [_last(flow, _shares(flow.last[rows].double().sum(0), whole), note)]
     if view == "heads":
         branches = torch.cat([flow.heads, flow.mlps[..., None]], -1)[rows].double().sum(0)
         past = _shares(flow.skip[rows].double().sum(0), whole)
@@ -68,10 +75,12 @@ def flow_title(flow: "Flow") -> str:
 
 
 def flow_html(flow: "Flow", view: str | None = None, first: First = "show") -> str:
-    """A self-contained fragment: title, prediction, one view (or heads and stream together), total and residual."""
-    body = "".join(flow_body(flow, name, first) for name in (("heads", "stream") if view is None else (view,)))
+    """A self-contained fragment: title, prediction, one view (or what adds up and where), total and residual."""
+    chosen = [name for name in flow_views(flow) if name in ("last", "heads", "stream")] if view is None else [view]
+    body = "".join(flow_body(flow, name, first) for name in chosen)
     total, residual = markup.number(float(flow.total.sum())), f"{flow.residual:.1e}"
-    note = f"total {total} ({flow.units} units); largest violation of a conservation law {residual}"
+    what = measure(UNITS[flow.units], flow.total, flow.stderr)
+    note = f"total {total} ({what}); largest violation of a conservation law {residual}"
     return markup.figure(flow_title(flow), markup.predictions(flow.meta), body, note=note)
 
 
@@ -115,6 +124,19 @@ def strongest_edges(flow: "Flow", k: int) -> list[Edge]:
         Edge(layer, head, EDGE_KINDS[kind], query, key, float(flow.edges[kind, layer, head, query, key]))
         for kind, layer, head, query, key in places
     ]
+
+
+def _last(flow: "Flow", shares: Float[Tensor, "layer head"], note: str) -> Grid:
+    straight = percent(1 - float(shares.sum()), 1.0)
+    return Grid(
+        shares.tolist(),
+        tuple(f"layer {layer}" for layer in range(len(shares))),
+        tuple(f"H{head}" for head in range(shares.shape[1])),
+        "share of the total",
+        signed=True,
+        title=f"share of the total{_whose(flow)} by the last head on its way (straight from the source: {straight})",
+        note="; ".join(filter(None, ("together they are the total", note))),
+    )
 
 
 def _heads(

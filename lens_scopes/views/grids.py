@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from torch import Tensor
+
 from lens_scopes.views import markup
 
 First = Literal["show", "hide", "share"]
@@ -84,6 +86,17 @@ class Grid:
     def legend(self) -> str:
         """The colour scale with its numbers."""
         return markup.legend(self.largest, self.signed, self.unit, by_row=bool(self.ends))
+
+
+def measure(what: str, values: Tensor, stderr: Tensor | None) -> str:
+    """What numbers are, with the standard error of an estimate: "squared units, ± 12 %" (its sum over theirs)."""
+    return what if stderr is None else f"{what}, {plus_minus(values.abs().sum(), stderr.sum())}"
+
+
+def plus_minus(value: Tensor, stderr: Tensor) -> str:
+    """A standard error as a share of its value; blank where there is nothing to be wrong about."""
+    share = float(stderr / value.abs())
+    return f"± {100 * share:.2g} %" if math.isfinite(share) else ""
 
 
 def on_one_scale(grids: Sequence[Grid], first: First = "show", by_row: bool = False) -> list[Grid]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from lens_scopes.results.provenance import lengths, tokens_of, unit_text
 from lens_scopes.sites import EMBED, short
 from lens_scopes.views import markup
-from lens_scopes.views.grids import First, Grid, on_one_scale
+from lens_scopes.views.grids import First, Grid, measure, on_one_scale
 from lens_scopes.views.naming import title_of
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def scores_tables(scores: "Scores", view: str) -> list[Grid]:
             values=values.tolist(),
             rows=rows,
             columns=columns,
-            unit=f"score ({unit_text(scores.meta)})",
+            unit=f"score ({measure(unit_text(scores.meta), scores.values, scores.stderr)})",
             signed=scores.units == "signed",
             title=name,
             positions=scores.coords["pos"],
@@ -100,9 +100,9 @@ def columns_of(scores: "Scores") -> tuple[tuple[str, ...], str]:
     many = tuple(text if n == "1" else f"{n}× {text.strip(' ')}" for text, n in zip(scores.tokens, counts, strict=True))
     notes = ["×: of so many tokens" if many != scores.tokens else ""]
     left = len(meta.get("joined_tokens", ())) - sum(map(len, meta["joined"]))
-    notes.append(f"{left} of {len(meta['texts'])} tokens are in no span" if left > 0 else "")
+    notes.append(f"{left} of {len(meta['joined_tokens'])} tokens are in no span" if left > 0 else "")
     astride = meta.get("straddling", ())
-    at = ", ".join(f"{markup.named(meta['texts'][i])} at {i}" for i in astride[:3]) + (
+    at = ", ".join(f"{markup.named(meta['joined_tokens'][i])} at {i}" for i in astride[:3]) + (
         ", …" if len(astride) > 3 else ""
     )
     notes.append(f"partly outside of its span: {at}" if astride else "")

@@ -70,9 +70,10 @@ def show(result: Any, view: str | None = None, *, first: First = "show") -> Show
     """A result as an interactive view (circuitsvis, inlined: no network) with a static one under it.
 
     Args:
-        result: Scores ("layers", "heads" or "targets" by their axes, and "tokens"), a Flow ("heads", "stream", "edges",
-            "tokens"), or another result, which has one static view. A list of Scores, or of Flows, stands side by side:
-            a static view, one colour scale for all numbers of one unit, each named by what tells it from the others.
+        result: Scores ("layers", "heads" or "targets" by their axes, and "tokens"), a Flow ("last", "heads", "stream",
+            "edges", "tokens"), or another result, which has one static view. A list of Scores, or of Flows, stands
+            side by side: a static view, one colour scale for all numbers of one unit, each named by what tells it from
+            the others.
         view: one of these; None for the first.
         first: "show", "hide" or "share": what to do with position 0, which often swallows everything.
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 from lens_scopes.results.flow import Flow
+from lens_scopes.results.provenance import UNITS, unit_text
 from lens_scopes.results.scores import Scores
 from lens_scopes.views import markup, naming
 from lens_scopes.views.flow import flow_tables, flow_views
-from lens_scopes.views.grids import First, Grid, on_one_scale
+from lens_scopes.views.grids import First, Grid, measure, on_one_scale
 from lens_scopes.views.scores import scores_tables, scores_views
 
 _MOST_CELLS = 20_000
@@ -54,6 +55,7 @@ def together_names(results: Sequence[Any]) -> list[str]:
 def together_grids(results: Sequence[Any], view: str, first: First = "show") -> list[list[Grid]]:
     """By result its tables; all tables of one unit are on one scale."""
     made = [scores_tables(r, view) if isinstance(r, Scores) else flow_tables(r, view, first) for r in results]
+    made = [[replace(g, unit=_unit(r, g)) for g in tables] for r, tables in zip(results, made, strict=True)]
     flat = [grid for tables in made for grid in tables]
     scaled: dict[int, Grid] = {}
     for unit in dict.fromkeys((grid.unit, grid.signed) for grid in flat):
@@ -62,6 +64,21 @@ def together_grids(results: Sequence[Any], view: str, first: First = "show") -> 
         scaled |= dict(zip(same, of_unit, strict=True))
     drawn = iter(scaled[n] for n in range(len(flat)))
     return [[next(drawn) for _ in tables] for tables in made]
+
+
+def _known(result: Any) -> str:
+    """How well the numbers of an estimate are known."""
+    if result.stderr is None:
+        return ""
+    values = result.values if isinstance(result, Scores) else result.total
+    return markup.remark(measure("estimate", values, result.stderr))
+
+
+def _unit(result: Any, grid: Grid) -> str:
+    """What its numbers are, without how well they are known, which is every result's own."""
+    if isinstance(result, Flow):
+        return f"score ({UNITS[result.units]})" if result.stderr is not None and grid.is_strip else grid.unit
+    return f"score ({unit_text(result.meta)})"
 
 
 def one_picture(results: Sequence[Any], view: str, first: First = "show") -> list[Grid]:
@@ -99,7 +116,7 @@ def together_body(results: Sequence[Any], view: str, first: First = "show") -> s
             f"{size} are more than the {_MOST_TABLES} of {_MOST_CELLS} drawn here: select with sel(...)"
         )
     boxes = [
-        markup.heading(name) + markup.predictions(result.meta) + "".join(grid.html() for grid in tables)
+        markup.heading(name) + markup.predictions(result.meta) + _known(result) + "".join(g.html() for g in tables)
         for name, result, tables in zip(together_names(results), results, made, strict=True)
     ]
     legends = dict.fromkeys(grid.legend() for grid in flat)

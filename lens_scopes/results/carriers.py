@@ -1,0 +1,89 @@
+"""A flow as tables: which heads and MLPs its influence passes, which it passes last, and every number once."""
+
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_scopes.results import labelled
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lens_scopes.results.flow import Flow
+
+
+def carriers(
+    heads: Float[Tensor, "source layer head"],
+    mlps: Float[Tensor, "source layer"],
+    skip: Float[Tensor, "source layer"],
+    composition: Float[Tensor, "source layer head qkv"] | None,
+    total: float,
+) -> "pd.DataFrame":
+    """See ``Flow.top``: a row per head and MLP, the strongest first."""
+    import pandas as pd
+
+    rows = []
+    for layer in range(heads.shape[1]):
+        for head in range(heads.shape[2]):
+            row = {"kind": "head", "layer": layer, "head": head, "influence": float(heads[:, layer, head].sum())}
+            if composition is not None:
+                row |= dict(zip("qkv", composition[:, layer, head].sum(0).tolist(), strict=True))
+            rows.append(row)
+        rows.append({"kind": "mlp", "layer": layer, "head": None, "influence": float(mlps[:, layer].sum())})
+    frame = pd.DataFrame(rows)
+    frame.insert(4, "share", frame.influence / total if total else 0.0)
+    past = skip.sum(0).tolist()
+    frame.insert(5, "skip", [past[layer] / total if total else 0.0 for layer in frame.layer])
+    return _strongest_first(frame)
+
+
+def by_last_head(last: Float[Tensor, "source layer head"], total: float) -> "pd.DataFrame":
+    """See ``Flow.last_heads``: a row per head and one for what goes past them all, the strongest first."""
+    import pandas as pd
+
+    whole = last.double().sum(0)
+    rows = [("straight", None, None, total - float(whole.sum()))]
+    rows += [("head", layer, h, part) for layer, parts in enumerate(whole.tolist()) for h, part in enumerate(parts)]
+    frame = pd.DataFrame(rows, columns=["kind", "layer", "head", "influence"])
+    frame["share"] = frame.influence / total if total else 0.0
+    frame["layer"] = frame["layer"].astype("Int64")
+    return _strongest_first(frame)
+
+
+def long_form(flow: "Flow") -> "pd.DataFrame":
+    """See ``Flow.to_dataframe``."""
+    import pandas as pd
+
+    together = bool(flow.meta.get("together"))
+    rows = ("all",) if together else flow.sources
+    names = {} if together else {i: flow.tokens[i] for i in flow.sources}
+    layers, heads = range(flow.heads.shape[1]), range(flow.heads.shape[2])
+    by_head = {"source": rows, "layer": tuple(layers), "head": tuple(heads)}
+    parts = {
+        "head": (flow.heads, by_head),
+        **({} if flow.last is None else {"last": (flow.last, by_head)}),
+        "mlp": (flow.mlps, {"source": rows, "layer": tuple(layers)}),
+        "skip": (flow.skip, {"source": rows, "layer": tuple(layers)}),
+        "stream": (
+            flow.stream,
+            {"source": rows, "depth": tuple(range(flow.stream.shape[1])), "pos": tuple(range(len(flow.tokens)))},
+        ),
+    }
+    by_position = dict(enumerate(flow.tokens))
+    frames = []
+    for kind, (values, coords) in parts.items():
+        extra = {"source": names, "pos": by_position}
+        frame = labelled.dataframe({"influence": values}, tuple(coords), coords, extra)
+        frame.insert(0, "kind", kind)
+        frames.append(frame)
+    whole = pd.concat(frames, ignore_index=True)
+    for column in ("layer", "head", "depth", "pos"):
+        whole[column] = whole[column].astype("Int64")
+    return whole
+
+
+def _strongest_first(frame: "pd.DataFrame") -> "pd.DataFrame":
+    frame["head"] = frame["head"].astype("Int64")
+    order = frame.influence.abs().sort_values(ascending=False, kind="stable").index
+    return frame.loc[order].reset_index(drop=True)
