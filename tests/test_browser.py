@@ -327,6 +327,78 @@ def test_every_view_can_be_seen_on_light_and_dark(visit):
         assert abs(sum(one) - sum(two)) > 250, (ink, ground)
 
 
+LONG = tuple(f" w{i}" if i % 23 else "\n" for i in range(300))
+
+
+def test_the_map_of_a_long_prompt_has_its_colours_and_its_ticks_their_places(visit):
+    result = scores(LONG, "signed", sites=4)
+    (grid,) = choosing.grids(result, "layers")
+    page = visit(markup.page("x", result._repr_html_()))
+    pixels = page.locator("img").evaluate(
+        """image => { const c = document.createElement('canvas'); c.width = image.naturalWidth; c.height = image.naturalHeight;
+        const pen = c.getContext('2d'); pen.drawImage(image, 0, 0);
+        return Array.from(pen.getImageData(0, 0, c.width, c.height).data); }"""
+    )
+    found = [f"rgb({pixels[i]},{pixels[i + 1]},{pixels[i + 2]})" for i in range(0, len(pixels), 4)]
+    lines = zip(grid.values, grid.ends, strict=True)
+    assert found == [markup.colour(value, end)[0] for line, end in lines for value in line]
+    box = page.locator("img").bounding_box()
+    for position in (50, 100, 250):
+        tick = page.get_by_text(f"{position} {markup.named(LONG[position], 12)}", exact=True).bounding_box()
+        assert tick["x"] == pytest.approx(box["x"] + box["width"] * position / 300, abs=1.5)
+    # Each row's name stands beside its row.
+    for row, name in enumerate(grid.labels):
+        label = page.get_by_text(name, exact=True).bounding_box()
+        middle = box["y"] + box["height"] * (row + 0.5) / len(grid.rows)
+        assert label["y"] + label["height"] / 2 == pytest.approx(middle, abs=2)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_right_to_left_tokens_do_not_move_their_neighbours(visit):
+    tokens = tuple(["<s>", " שלום", " (12)", "\n"] * 20)
+    result = scores(tokens)
+    result.meta["targets"][0].update(text="שלום")
+    page = visit(markup.page("x", result._repr_html_()))
+    word = page.locator("bdi", has_text="שלום").first
+    assert word.evaluate(
+        """word => { const range = document.createRange(); range.selectNodeContents(word.nextSibling);
+        return word.getBoundingClientRect().right <= range.getClientRects()[0].left + 1; }"""
+    )
+    # Boxes and runs of the running text go from left to right, line by line.
+    places = page.locator("div[dir=ltr] > bdi").evaluate_all("all => all.map(e => [e.offsetTop, e.offsetLeft])")
+    assert len(places) > 40
+    assert all(b[1] > a[1] for a, b in itertools.pairwise(places) if a[0] == b[0])
+
+
+def test_the_explorer_of_a_long_prompt_has_rows_on_their_own_scales(visit):
+    from lens_scopes.views.report import page as written
+
+    travel = flow(LONG[:80], edges=False)
+    page = visit(written(travel))
+    page.locator(".lens-tokens button").nth(7).click()
+    heads, stream = page.locator(".lens-map").all()
+    whole = float(travel.total[7])
+    said = [
+        re.search(r"past its heads (-?[\d.e-]+) %", text)[1] for text in heads.locator("tbody th").all_text_contents()
+    ]
+    expected = 100 * travel.skip[7] / whole
+    torch.testing.assert_close(torch.tensor([float(x) for x in said]), expected, rtol=6e-3, atol=1e-6)
+    shades = stream.locator("td").evaluate_all("all => all.map(e => [e.title, getComputedStyle(e).backgroundColor])")
+    for depth, name in enumerate(("embed", "after 0", "after 1")):
+        line = travel.stream[7, depth]
+        ends = re.findall(rf"{name} \[(.*?) %\]", " ".join(stream.locator("th").all_text_contents()))
+        # Uniform random numbers: neither position 0 nor the last one exceeds the others threefold.
+        assert len(ends) == 2  # blocks of 50 columns
+        assert [float(end) for end in ends] == pytest.approx([100 * float(line.max()) / whole] * 2, rel=6e-3)
+        row = [(title, shade) for title, shade in shades if title.startswith(f"{name}, ")]
+        assert len(row) == 80
+        for (title, shade), value in zip(
+            sorted(row, key=lambda x: int(re.search(r" at (\d+):", x[0])[1])), line, strict=True
+        ):
+            near = [int(c) for c in re.findall(r"\d+", markup.colour(float(value), float(line.max()))[0])]
+            assert [int(c) for c in re.findall(r"\d+", shade)] == pytest.approx(near, abs=2), title
+
+
 def _joined(tokens):
     return [token.replace("<", "<\u2060") for token in tokens]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import lens_scopes as ls
-from lens_scopes.views import markup
+from lens_scopes.views import cells, markup
 from lens_scopes.views.markup import number
 
 HOSTILE = (
@@ -74,9 +74,14 @@ def scores(values, tokens, units="norm", sites=("hook_embed", "blocks.0.hook_res
 
 def check_harmless(text):
     page = Page(text)
-    assert set(page.tags) <= {"div", "span", "table", "thead", "tbody", "tr", "th", "td", "pre", "details", "summary"}
-    assert {name for _, name, _ in page.attributes} <= {"style", "title", "colspan", "scope"}, page.attributes
+    blocks = {"div", "span", "table", "thead", "tbody", "tr", "th", "td", "pre", "details", "summary"}
+    assert set(page.tags) <= blocks | {"bdi", "img"}
+    known = {"style", "title", "colspan", "scope"}
+    assert {name for tag, name, _ in page.attributes if tag != "img"} <= known | {"dir"}, page.attributes
+    assert {name for tag, name, _ in page.attributes if tag == "img"} <= {"style", "src", "alt"}, page.attributes
     for _, name, value in page.attributes:
+        if name == "src":
+            assert re.fullmatch(r"data:image/png;base64,[A-Za-z0-9+/=]+", value)
         if name == "style":
             assert "url(" not in value
             assert "expression" not in value
@@ -127,10 +132,15 @@ def test_every_axis_is_drawn():
 
 
 def test_too_much_is_not_drawn_and_says_so():
-    values = torch.rand(2, 15_000)
-    page = check_harmless(scores(values, ["x"] * 15_000)._repr_html_())
+    page = check_harmless(scores(torch.rand(2, 15_000), ["x"] * 15_000)._repr_html_())
     assert not page.titles()
-    assert "30000 values" in "".join(page.text)
+    assert "15000 tokens, more than the 5000 drawn here" in "".join(page.text)
+    sites = [f"blocks.{i}.hook_mid" for i in range(50)]
+    shown = "".join(check_harmless(scores(torch.rand(50, 2100), ["x"] * 2100, sites=sites)._repr_html_()).text)
+    assert "105000 values, more than the 100000 drawn here: select a part with sel(...)" in shown
+    sites = [f"blocks.{i}.hook_mid" for i in range(500)]
+    shown = "".join(check_harmless(scores(torch.rand(500, 41), ["x"] * 41, sites=sites)._repr_html_()).text)
+    assert "20500 values, more than the 20000 drawn here" in shown
 
 
 def test_an_attention_sink_does_not_bleach_the_rest():
@@ -213,24 +223,10 @@ def test_an_attention_sink_does_not_bleach_its_row():
     assert "position 0 reaches 900, off its row" in text
 
 
-def test_a_long_prompt_folds_what_is_pale():
-    values = torch.full((2, 220), 0.01)
-    values[:, [60, 219]] = 1.0
-    text = scores(values, [f"t{i}" for i in range(220)])._repr_html_()
-    assert re.findall(r"(\d+ tokens, “t\d+” to “t\d+”)", text) == [
-        "50 tokens, “t0” to “t49”",
-        "100 tokens, “t100” to “t199”",
-    ]
-    assert len(Page(text).titles()) == 440  # folded, not left out
-    strip = scores(torch.cat([torch.zeros(900), torch.ones(9)])[None], ["w"] * 909).sel(site="embed")._repr_html_()
-    assert "900 tokens, “w” to “w”: all below 5% of the scale" in strip
-    assert "<details" not in scores(torch.full((2, 220), 0.3), ["w"] * 220)._repr_html_()
-
-
 def test_numbers_in_cells_are_never_minus_zero():
-    assert markup.short(-0.004, 0.431) == ""
-    assert markup.short(-0.02, 0.431) == "-0.02"
-    assert markup.short(-0.0019, 0.0197) == "-.0019"
+    assert cells.short(-0.004, 0.431) == ""
+    assert cells.short(-0.02, 0.431) == "-0.02"
+    assert cells.short(-0.0019, 0.0197) == "-.0019"
 
 
 def test_rows_by_target_say_what_is_predicted_there():

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lens_scopes"
 #: From the ground up. A file imports from strictly lower levels only, inside folders too. "scopes" is the folder's
 #: __init__, "" what users import.
 LEVELS = (
-    ("sites", "results/given", "host/undo", "host/fitness"),
+    ("sites", "results/given", "host/undo", "host/fitness", "views/pixels"),
     ("results/older", "results/labelled", "results/provenance", "scopes/prediction"),
     (
         "results/carriers",
@@ -34,13 +34,23 @@ LEVELS = (
         "scopes/protocol",
         "scopes/factor",
         "host/hooked",
-        "views/grids",
+        "views/cells",
         "views/circuits",
         "views/naming",
     ),
     ("results/averages",),
-    ("scopes/direction", "scopes/entropy", "scopes/fisher", "scopes/metric", "scopes/semantic", "scopes/temperature"),
-    ("scopes", "results", "views", "views/profiles", "views/scores", "views/flow"),
+    (
+        "scopes/direction",
+        "scopes/entropy",
+        "scopes/fisher",
+        "scopes/metric",
+        "scopes/semantic",
+        "scopes/temperature",
+        "views/grids",
+    ),
+    ("scopes", "results", "views", "views/maps", "views/profiles"),
+    ("views/long",),
+    ("views/scores", "views/flow"),
     ("views/together",),
     ("views/choosing", "views/explorer"),
     ("views/show", "views/report", "plot/points"),

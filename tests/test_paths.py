@@ -340,5 +340,5 @@ def test_paths_of_one_source_are_paths_of_a_row():
         flow = ls.flow(tiny.host(*PAIRS[0]), ids(), ls.Semantic(TARGET), sources=[1, 3])
         both, *apart = (flow.paths(ALL, source=s, budget=ALL).set_index("path").influence for s in (None, 1, 3))
     assert both.to_dict() == pytest.approx((apart[0] + apart[1]).to_dict(), abs=1e-10 * float(flow.total.sum()))
-    with pytest.raises(KeyError, match="no label 2 .*write one of 1, 3"):
+    with pytest.raises(KeyError, match=r"no label 2 .*write one of 1, 3"):
         flow.paths(3, source=2)

@@ -250,6 +250,17 @@ def test_a_string_of_several_tokens_is_told_its_twin(model):
         token_id(Host(model), "dog")
 
 
+def test_meta_says_that_a_text_brought_its_bos(model):
+    text = f"{model.tokenizer.bos_token}The cat"
+    for prompt, brought in ((text, True), ("The cat", False), (tiny.tokens(4), False)):
+        assert ls.score(model, prompt, ls.Semantic(7), sites="embed").meta["own_bos"] is brought
+    assert ls.flow(model, text, ls.Semantic(7)).meta["own_bos"]
+    predicted = ls.patching.predict(model, "The cat", text, ls.Semantic(7), sites="embed")
+    assert predicted.meta["own_bos"]
+    several = ls.score_batch(model, ["The cat", text], ls.Semantic(7), sites="embed")
+    assert [scores.meta["own_bos"] for scores in several] == [False, True]
+
+
 def test_a_rendered_template_gets_one_bos(model):
     bos = model.tokenizer.bos_token
     ids = encode(Host(model), f"{bos}The cat")

@@ -1,7 +1,7 @@
-"""Scores as text for a terminal: a table of tokens with bars, or of tokens by sites."""
+"""Scores as text for a terminal: a table of tokens with bars, or of tokens by sites; of a long prompt the largest."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -12,6 +12,9 @@ from lens_scopes.results.provenance import UNITS, scope_text, tokens_of, unit_te
 from lens_scopes.results.scores import Scores
 from lens_scopes.sites import EMBED, short
 from lens_scopes.views import grids, markup
+from lens_scopes.views.cells import MOST_COLUMNS
+from lens_scopes.views.grids import percent
+from lens_scopes.views.long import around, largest, total
 from lens_scopes.views.scores import columns_of
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 _BAR = 24
 _MOST_COLUMNS = 8
 _MOST_TABLES = 8
+# Columns beside which a token's neighbours have room.
+_FEW = 6
 
 
 def of_scores(scores: Scores) -> Iterable[Any]:
@@ -42,19 +47,23 @@ def of_scores(scores: Scores) -> Iterable[Any]:
 def _one_position(scores: Scores) -> Iterable[Any]:
     # By default there are the embedding and every layer; a terminal shows the paper's scores: those at the embedding.
     if "head" not in scores.dims and scores.coords["site"][0] == EMBED:
-        yield _bars(scores.sel(site=EMBED))
+        yield from _bars(scores.sel(site=EMBED))
         if len(scores.coords["site"]) > 1:
             yield f"At {EMBED}; {len(scores.coords['site']) - 1} more sites: --html, --json or --save have them."
         return
     columns = _columns(scores)
     if len(columns) == 1:
-        yield from (columns[0][0], _bars(columns[0][1]))
+        yield columns[0][0]
+        yield from _bars(columns[0][1])
         return
+    values = [part.values.tolist() for _, part in columns[:_MOST_COLUMNS]]
     table = _table(*(name for name, _ in columns[:_MOST_COLUMNS]))
-    for i, token in enumerate(columns_of(scores)[0]):
-        numbers = (markup.number(float(part.values[i])) for _, part in columns[:_MOST_COLUMNS])
-        table.add_row(str(scores.coords["pos"][i]), Text(markup.visible(token)), *numbers)
+    shown, left = _chosen(values)
+    for i in shown:
+        numbers = (markup.number(line[i]) for line in values)
+        table.add_row(*_place(scores, i), *numbers, *_beside(scores, i, table))
     yield table
+    yield from left
     if len(columns) > _MOST_COLUMNS:
         yield f"({len(columns) - _MOST_COLUMNS} more columns: --html, --json or --save have them)"
 
@@ -146,21 +155,55 @@ def _percent(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "-"
 
 
-def _bars(scores: Scores) -> Table:
-    """One row per token: score, standard error, bar."""
+def _bars(scores: Scores) -> Iterable[Any]:
+    """One row per token: score, standard error, bar; of a long prompt for the largest."""
     stderr = scores.stderr
     table = _table("score", *(() if stderr is None else ("stderr",)))
     table.add_column("")
-    for i, token in enumerate(columns_of(scores)[0]):
+    shown, left = _chosen([scores.values.tolist()])
+    for i in shown:
         error = [] if stderr is None else [grids.plus_minus(scores.values[i], stderr[i])]
-        row = [
-            str(scores.coords["pos"][i]),
-            Text(markup.visible(token)),
-            markup.number(float(scores.values[i])),
-            *error,
-        ]
-        table.add_row(*row, _bar(scores, i, _BAR))
-    return table
+        score = markup.number(float(scores.values[i]))
+        table.add_row(*_place(scores, i), score, *error, _bar(scores, i, _BAR), *_beside(scores, i, table))
+    yield table
+    yield from left
+
+
+def _chosen(columns: Sequence[Sequence[float]]) -> tuple[list[int], list[str]]:
+    """The tokens of a table: all, or those with the largest shares of a column's sum; and what to say of the others."""
+    count = len(columns[0])
+    if count <= MOST_COLUMNS:
+        return list(range(count)), []
+    sums = [total(line) for line in columns]
+    shares = [
+        max((abs(line[i]) / whole for line, whole in zip(columns, sums, strict=True) if whole), default=0.0)
+        for i in range(count)
+    ]
+    shown = largest(shares)
+    rest = [
+        (total(line) - total([line[i] for i in shown])) / whole
+        for line, whole in zip(columns, sums, strict=True)
+        if whole
+    ]
+    share = percent(max(rest, default=0.0), 1.0)
+    held = f"they hold {share} of the sum" if len(columns) == 1 else f"they hold at most {share} of a column's sum"
+    left = f"({count - len(shown)} of {count} tokens are not shown, {held} of magnitudes: --html, --json or --save)"
+    return shown, [left]
+
+
+def _place(scores: Scores, i: int) -> tuple[str, Text]:
+    return str(scores.coords["pos"][i]), Text(markup.visible(columns_of(scores)[0][i]))
+
+
+def _beside(scores: Scores, i: int, table: Table) -> list[Text]:
+    """Where a token of a long prompt stands, in a column of its own."""
+    if len(scores.tokens) <= MOST_COLUMNS:
+        return []
+    if not table.rows:
+        table.add_column("where", no_wrap=True)
+    room = 28 if len(table.columns) <= _FEW else 12
+    before, after = (markup.visible(text, 99) if text else "" for text in around(scores.tokens, i, width=room))
+    return [Text(f"{before}[{markup.visible(scores.tokens[i])}]{after}")]
 
 
 def _bar(scores: Scores, i: int, width: int) -> Text:
@@ -177,7 +220,7 @@ def _bar(scores: Scores, i: int, width: int) -> Text:
 
 def _table(*numbers: str, first: str = "pos", names: str = "token") -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column(first, justify="right")
+    table.add_column(first, justify="right", no_wrap=True, min_width=len(first))
     table.add_column(names, no_wrap=True)
     for name in numbers:
         table.add_column(name, justify="right", no_wrap=True)

@@ -15,7 +15,7 @@ from lens_scopes.results.given import integer, shown, vector
 from lens_scopes.results.provenance import scope_text, tokens_of
 from lens_scopes.results.scores import Scores
 from lens_scopes.sites import named
-from lens_scopes.views import markup
+from lens_scopes.views import cells, markup
 from lens_scopes.views.scores import label_text
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class Comparison:
         rows = [(name, markup.number(value)) for name, value in self.summary().items()]
         names = [name for name, _ in self._places]
         predicted, measured = (x.tolist() for x in self._pair)
-        drawn = markup.scatter(predicted, measured, names) if names else ""
+        drawn = cells.scatter(predicted, measured, names) if names else ""
         beside = markup.beside(drawn, markup.numbers(("", "value"), rows))
         return markup.figure(f"{self._title}: predicted and measured effects of patches", beside)
 

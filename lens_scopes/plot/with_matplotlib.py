@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 
 from lens_scopes.plot.points import BAND, GROUPS, Points, said_of, shown_of
 from lens_scopes.results.profiles import Profile
-from lens_scopes.views import markup
+from lens_scopes.views import cells, markup
 from lens_scopes.views.circuits import NEGATIVE, POSITIVE
 from lens_scopes.views.grids import Grid
 
@@ -228,7 +228,7 @@ def _numbers(axes: Axes, table: Grid) -> None:
     for row, (line, end) in enumerate(zip(table.values, ends, strict=True)):
         for column, value in enumerate(line):
             ink = markup.colour(value, end)[1]
-            axes.text(column, row, markup.short(value, end), ha="center", va="center", fontsize=6.5, color=ink)
+            axes.text(column, row, cells.short(value, end), ha="center", va="center", fontsize=6.5, color=ink)
 
 
 def _norm(table: Grid) -> Normalize:

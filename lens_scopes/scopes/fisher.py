@@ -38,9 +38,9 @@ class Fisher:
     """Fisher Scope: first-order sensitivity of the next-token distribution. Score tr(J_tᵀFJ_t), squared units.
 
     Args:
-        passes: how many cotangents are pulled back, which is what the scope costs, beside one sweep over the unembedding:
-            an unbiased estimate with a standard error per score (exact where so many passes suffice). None: exact, up
-            to d_model passes.
+        passes: how many cotangents are pulled back, which is what the scope costs, beside one sweep over the
+            unembedding: an unbiased estimate with a standard error per score (exact where so many passes suffice).
+            None: exact, up to d_model passes.
         rank: the paper's truncation instead: the k leading eigenvectors of F at y. Biased low; the share of tr F it
             carries is in ``meta["coverage"]``. A large vocabulary counts with the words that carry 99 % of tr F.
         seed: of the random signs, which depend on (seed, prompt, position) only.

@@ -141,7 +141,8 @@ def _tokens_figure(grid: Grid, kept: Sequence[int]) -> Figure:
         note += f", orange at {markup.number(-grid.largest)}" if grid.signed else ""
     else:
         rows, values = [grid.rows[i] for i in kept], [grid.values[i] for i in kept]
-        made = colored_tokens_multi(grid.columns, rows, values, skip_first=grid.has_first)
+        ends = [grid.ends[i] for i in kept] if grid.is_long else ()
+        made = colored_tokens_multi(grid.columns, rows, values, grid.has_first, ends)
         note = f"{grid.unit}; {made.note}"
     return Figure(made.component, made.props, made.height, title=grid.title, note=note)
 

@@ -62,16 +62,21 @@ def colored_tokens(tokens: Sequence[str], values: Sequence[float], largest: floa
 
 
 def colored_tokens_multi(
-    tokens: Sequence[str], rows: Sequence[str], values: Sequence[Sequence[float]], skip_first: bool
+    tokens: Sequence[str],
+    rows: Sequence[str],
+    values: Sequence[Sequence[float]],
+    skip_first: bool,
+    ends: Sequence[float] = (),
 ) -> Figure:
     """Tokens in a line, with a choice of rows to colour them by.
 
     The component keeps the bounds of the row shown first, so every row is divided by its own scale's end, which stands
-    in its name. ``skip_first``: a first token that exceeds all others threefold does not set the scale.
+    in its name. ``skip_first``: a first token that exceeds all others threefold does not set the scale. ``ends``: of
+    the rows' scales, where these are known.
     """
     full = [markup.bound([line]) for line in values]
     rest = [markup.bound([line], skip_first=skip_first) for line in values]
-    ends = [r if skip_first and f > 3 * r else f for f, r in zip(full, rest, strict=True)]
+    ends = ends or [r if skip_first and f > 3 * r else f for f, r in zip(full, rest, strict=True)]
     # A row that is nothing but rounding stays white.
     floor = 1e-5 * markup.bound(values, skip_first=skip_first)
     ends = [max(end, floor) for end in ends]

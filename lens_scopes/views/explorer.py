@@ -52,7 +52,7 @@ def explorer_data(flow: Flow, name: str) -> dict[str, Any] | None:
     end = flow.position + 1
     branches = torch.cat([flow.heads, flow.mlps[..., None]], -1)
     stream = flow.stream[..., :end]
-    room = max(1, _MOST_NUMBERS // (branches[0].numel() + stream[0].numel()))
+    room = max(1, _MOST_NUMBERS // (branches[0].numel() + flow.skip[0].numel() + stream[0].numel()))
     reaching = [i for i, source in enumerate(flow.sources) if source < end]
     kept = sorted(sorted(reaching, key=lambda i: -abs(float(flow.total[i])))[:room], key=lambda i: flow.sources[i])
     if not kept:
@@ -66,6 +66,7 @@ def explorer_data(flow: Flow, name: str) -> dict[str, Any] | None:
         "total": _rounded(flow.total[kept].tolist()),
         "whole": rounded(float(flow.total.double().sum())),
         "heads": _rounded(branches[kept].tolist()),
+        "skip": _rounded(flow.skip[kept].tolist()),
         "stream": _rounded(stream[kept].tolist()),
         "branches": [*(f"H{head}" for head in range(flow.heads.shape[2])), "MLP"],
         "layers": [f"layer {layer}" for layer in range(layers)],

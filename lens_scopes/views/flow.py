@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.results.provenance import UNITS, scope_text
-from lens_scopes.views import markup
+from lens_scopes.views import cells, markup
 from lens_scopes.views.grids import First, Grid, check_first, measure, on_one_scale, percent
+from lens_scopes.views.long import MOST_PIXELS, drawn
 
 if TYPE_CHECKING:
     from lens_scopes.results.flow import Flow
@@ -54,7 +55,9 @@ def flow_tables(flow: "Flow", view: str, first: First = "show") -> list[Grid]:
             if flow.units == "share"
             else f"score ({measure(UNITS[flow.units], flow.total, flow.stderr)})"
         )
-        return [Grid([flow.total.tolist()], ("",), columns, unit, title="score of each source", positions=positions)]
+        grid = Grid([flow.total.tolist()], ("",), columns, unit, title="score of each source", positions=positions)
+        breaks = tuple(i for i, source in enumerate(positions) if source != (positions[i - 1] + 1 if i else 0))
+        return [replace(grid, explained=(flow.position,), breaks=breaks)]
     rows, note = _sources(flow, first)
     whole = float(flow.total[rows].double().sum())
     if view == "last" and flow.last is not None:
@@ -90,10 +93,11 @@ def flow_body(flow: "Flow", view: str, first: First = "show") -> str:
         kept, note = edges_kept(flow, first)
         return _listed_edges(kept) + (markup.remark(note) if note else "")
     (grid,) = flow_grids(flow, view, first)
-    if len(grid.rows) * len(grid.columns) > _MOST_CELLS:
+    most = MOST_PIXELS if grid.is_long else _MOST_CELLS
+    if len(grid.rows) * len(grid.columns) > most:
         size = f"{len(grid.rows)} x {len(grid.columns)}"
-        return markup.heading(f"{grid.title}: {size} cells are more than the {_MOST_CELLS} drawn here")
-    return grid.html() + grid.legend() + (markup.remark(grid.note) if grid.note else "")
+        return markup.heading(f"{grid.title}: {size} cells are more than the {most} drawn here")
+    return drawn([grid]) + (markup.remark(grid.note) if grid.note else "")
 
 
 def edges_kept(flow: "Flow", first: First) -> tuple["Flow", str]:
@@ -167,6 +171,7 @@ def _stream(flow: "Flow", shares: Float[Tensor, "depth pos"], note: str) -> Grid
         signed=True,
         title=f"where the influence{_whose(flow)} sits: depth by position",
         positions=tuple(range(end)),
+        explained=(flow.position,) * len(shares),
         note=note,
     )
 
@@ -202,5 +207,5 @@ def _listed_edges(flow: "Flow") -> str:
         share = percent(edge.influence, whole)
         rows.append((f"{edge.layer}.{edge.head}", edge.kind, source, destination, markup.number(edge.influence), share))
     columns = ("head", "edge", "source token", "destination token", "influence", "share")
-    bars = [markup.bar(edge.influence, largest) for edge in edges]
+    bars = [cells.bar(edge.influence, largest) for edge in edges]
     return markup.heading(f"the {len(rows)} strongest edges of {count}") + markup.numbers(columns, rows, bars)

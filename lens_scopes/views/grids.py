@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from lens_scopes.views import markup
+from lens_scopes.views import cells, markup
 
 First = Literal["show", "hide", "share"]
 
@@ -32,6 +32,10 @@ class Grid:
     """Where the columns are tokens of a prompt: their positions."""
     alone: bool = True
     """Whether a column at position 0 is that token alone, and not a span that begins there."""
+    explained: tuple[int, ...] = ()
+    """Where it is known: of each row, the position whose prediction it is about."""
+    breaks: tuple[int, ...] = ()
+    """The columns before which tokens of the prompt are left out."""
     largest: float = 1.0
     """The end of the colour scale."""
     ends: tuple[float, ...] = ()
@@ -47,6 +51,11 @@ class Grid:
     def has_first(self) -> bool:
         """Whether the first column is position 0, which often swallows everything, beside others."""
         return self.positions[:1] == (0,) and self.alone and len(self.columns) > 1
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the tokens are too many for a table: ``long`` draws such a prompt."""
+        return len(self.positions) > cells.MOST_COLUMNS
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -78,10 +87,9 @@ class Grid:
         """The table as a fragment of static HTML, without its legend."""
         head = markup.heading(self.title) if self.title else ""
         if self.is_strip:
-            return head + markup.strip(self.columns, self.values[0], self.hovers()[0], self.largest)
+            return head + cells.strip(self.columns, self.values[0], self.hovers()[0], self.largest)
         ends = self.ends or (self.largest,) * len(self.rows)
-        what = "tokens" if self.positions else "columns"
-        return head + markup.table(self.columns, self.labels, self.values, self.hovers(), ends, what)
+        return head + cells.table(self.columns, self.labels, self.values, self.hovers(), ends)
 
     def legend(self) -> str:
         """The colour scale with its numbers."""
@@ -99,7 +107,9 @@ def plus_minus(value: Tensor, stderr: Tensor) -> str:
     return f"± {100 * share:.2g} %" if math.isfinite(share) else ""
 
 
-def on_one_scale(grids: Sequence[Grid], first: First = "show", by_row: bool = False) -> list[Grid]:
+def on_one_scale(
+    grids: Sequence[Grid], first: First = "show", by_row: bool = False, *, stack: bool = True
+) -> list[Grid]:
     """Give tables of one unit one colour scale, and treat their first position as asked.
 
     Args:
@@ -108,8 +118,10 @@ def on_one_scale(grids: Sequence[Grid], first: First = "show", by_row: bool = Fa
             where it exceeds the others threefold, ends the scale at the others; "hide" leaves it out; "share" leaves
             it out and says in each row's name which share of the row's sum of magnitudes it had.
         by_row: rows may have scales of their own, as layers do: the stream grows, and scores shrink with it, so that
-            one scale would leave all but the first white. They get them where their ends differ threefold. Rows of one
-            name have one scale in all tables.
+            one scale would leave all but the first white. They get them where their ends differ threefold. Rows of a
+            long prompt always have them, and there the position explained may be off its row's scale as position 0
+            may. Rows of one name have one scale in all tables.
+        stack: whether several single lines of a long prompt come back as the rows of one table.
 
     Returns:
         The tables with ``largest`` (or ``ends``) and ``note`` filled in.
@@ -119,41 +131,92 @@ def on_one_scale(grids: Sequence[Grid], first: First = "show", by_row: bool = Fa
 
     """
     check_first(first)
+    if stack and len(grids) > 1 and all(grid.is_long and len(grid.rows) == 1 for grid in grids):
+        grids = [_stacked(grids)]
     names = [grid.rows for grid in grids]
     if first != "show":
         grids = [_without_first(grid, share=first == "share") for grid in grids]
-    by_row = by_row and all(len(grid.rows) > 1 for grid in grids)  # a strip has no name to say its end
-    own = _ends(grids, names) if by_row else {}
-    if len(set(own.values())) > 1:
-        floor = _ROUNDING * max(own.values())
-        if max(own.values()) > _SINK * max(min(own.values()), floor):
-            ends = {name: max(end, floor) for name, end in own.items()}
-            return [_by_row(grid, [ends[name] for name in rows]) for grid, rows in zip(grids, names, strict=True)]
-    full = max((markup.bound(grid.values) for grid in grids), default=1.0)
-    rest = max((markup.bound(grid.values, skip_first=grid.has_first) for grid in grids), default=1.0)
-    clipped = full > _SINK * rest
-    note = f"position 0 reaches {markup.number(full)}, off this scale" if clipped else ""
-    largest = rest if clipped else full
+    long = any(grid.is_long for grid in grids)
+    shared = _shared(grids, names)
+    own = list(shared.values())
+    floor = _ROUNDING * max(own, default=0.0)
+    by_row = (by_row and len(set(own)) > 1 and max(own) > _SINK * max(min(own), floor)) or long
+    if by_row and any(len(grid.rows) > 1 for grid in grids):  # a strip has no name to say its end
+        ends = [tuple(max(shared[name], floor) or 1.0 for name in rows) for rows in names]
+        return [_by_row(grid, of_rows) for grid, of_rows in zip(grids, ends, strict=True)]
+    if long:
+        largest = max(own) or 1.0
+        note = _off(grids, [(largest,) * len(grid.rows) for grid in grids], "this scale")
+    else:
+        full = max((markup.bound(grid.values) for grid in grids), default=1.0)
+        rest = max((markup.bound(grid.values, skip_first=grid.has_first) for grid in grids), default=1.0)
+        clipped = full > _SINK * rest
+        note = f"position 0 reaches {markup.number(full)}, off this scale" if clipped else ""
+        largest = rest if clipped else full
     return [replace(grid, largest=largest, note="; ".join(filter(None, (grid.note, note)))) for grid in grids]
 
 
-def _ends(grids: Sequence[Grid], names: Sequence[tuple[str, ...]]) -> dict[str, float]:
-    """By name, the end of the scale that the rows of that name share; 0 where none has a number above 0."""
-    full: dict[str, float] = {}
-    rest: dict[str, float] = {}
+def _stacked(grids: Sequence[Grid]) -> Grid:
+    """Lines of tokens as the rows of one table, where each has a scale of its own."""
+    return replace(
+        grids[0],
+        values=[line for grid in grids for line in grid.values],
+        rows=tuple(f"{grid.title} {row}".strip() for grid in grids for row in grid.rows),
+        explained=tuple(position for grid in grids for position in grid.explained),
+        title="",
+    )
+
+
+def _ends(grid: Grid) -> list[tuple[float, list[int]]]:
+    """The end of each row's own scale, and the columns off it; 0 for a row without a number above 0."""
+    found = []
+    for row, line in enumerate(grid.values):
+        sizes = [abs(v) if math.isfinite(v) else 0.0 for v in line]
+        apart = _apart(grid, row)
+        rest = max((size for i, size in enumerate(sizes) if i not in apart), default=0.0)
+        off = [i for i in apart if sizes[i] > _SINK * rest and rest > _ROUNDING * sizes[i]]
+        found.append((max((size for i, size in enumerate(sizes) if i not in off), default=0.0), off))
+    return found
+
+
+def _apart(grid: Grid, row: int) -> list[int]:
+    """The columns that do not set a row's scale where they exceed the others by far: position 0, the one explained."""
+    sink = [0] if grid.has_first else []
+    explained = column_explained(grid, row) if grid.is_long else None
+    return sink if explained is None or explained in sink else [*sink, explained]
+
+
+def column_explained(grid: Grid, row: int) -> int | None:
+    """The column of the position that a row is about; None where it is not known or not there."""
+    if not grid.explained or grid.explained[row] not in grid.positions:
+        return None
+    return grid.positions.index(grid.explained[row])
+
+
+def _shared(grids: Sequence[Grid], names: Sequence[tuple[str, ...]]) -> dict[str, float]:
+    """By name, the end of the scale of all rows of that name."""
+    found: dict[str, float] = {}
     for grid, rows in zip(grids, names, strict=True):
-        for name, line in zip(rows, grid.values, strict=True):
-            sizes = [abs(v) if math.isfinite(v) else 0.0 for v in line]
-            full[name] = max(full.get(name, 0.0), *sizes, 0.0)
-            rest[name] = max(rest.get(name, 0.0), *sizes[int(grid.has_first) :], 0.0)
-    return {name: rest[name] if 0 < _SINK * rest[name] < full[name] else full[name] for name in full}
+        for name, (end, _) in zip(rows, _ends(grid), strict=True):
+            found[name] = max(found.get(name, 0.0), end)
+    return found
 
 
-def _by_row(grid: Grid, ends: Sequence[float]) -> Grid:
-    firsts = [abs(line[0]) for line in grid.values] if grid.has_first else [0.0] * len(ends)
-    off = [size for size, end in zip(firsts, ends, strict=True) if end < size < math.inf]
-    note = f"position 0 reaches {markup.number(max(off))}, off its row's scale" if off else ""
-    return replace(grid, ends=tuple(ends), note="; ".join(filter(None, (grid.note, note))))
+def _by_row(grid: Grid, ends: tuple[float, ...]) -> Grid:
+    note = _off([grid], [ends], "its row's scale")
+    return replace(grid, ends=ends, note="; ".join(filter(None, (grid.note, note))))
+
+
+def _off(grids: Sequence[Grid], scales: Sequence[Sequence[float]], what: str) -> str:
+    """What is off the scale, in words."""
+    first, explained = [], []
+    for grid, ends in zip(grids, scales, strict=True):
+        for line, end, (_, off) in zip(grid.values, ends, _ends(grid), strict=True):
+            for i in (i for i in off if abs(line[i]) > end):
+                (explained if grid.positions[i] else first).append(abs(line[i]))
+    parts = [("position 0", first), ("the position explained", explained)]
+    said = [f"{name} reaches {markup.number(max(sizes))}" for name, sizes in parts if sizes]
+    return f"{' and '.join(said)}, off {what}" if said else ""
 
 
 def check_first(first: str) -> None:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from lens_scopes.views import markup
+from lens_scopes.views import cells, markup
 
 if TYPE_CHECKING:
     from lens_scopes.results.profiles import Profile
@@ -25,6 +25,6 @@ def profile_html(profile: "Profile") -> str:
         columns.insert(1, "tokens")
     left = len(means) - len(kept)
     more = f"; {left} labels with smaller means are left out" if left else ""
-    bars = [markup.bar(means[i], largest) for i in kept]
+    bars = [cells.bar(means[i], largest) for i in kept]
     note = f"{profile.unit}; standard errors over prompts{more}"
     return markup.figure(profile.title, markup.numbers(columns, rows, bars), note=note)

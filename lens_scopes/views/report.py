@@ -64,10 +64,10 @@ def page(results_: Any, *, title: str | None = None, first: First = "show") -> s
         raise ValueError(msg)
     written = _Page(first)
     names = [f"result-{i}" for i in range(len(there))]
-    titles = [markup.escaped(title) for title in _titles(there)]
+    titles = [markup.prose(title) for title in _titles(there)]
     pending = iter(zip(names, titles, strict=True))
     body = "".join(
-        f"<p>{markup.escaped(item)}</p>" if isinstance(item, str) else written.section(item, *next(pending))
+        f"<p>{markup.prose(item)}</p>" if isinstance(item, str) else written.section(item, *next(pending))
         for item in items
     )
     heading = title or f"{choosing.title(there[0])}: report"
@@ -76,7 +76,7 @@ def page(results_: Any, *, title: str | None = None, first: First = "show") -> s
     data = f'<script type="application/json" id="lens-explorers">{circuits.to_json(written.explorers)}</script>\n'
     return circuits.page(
         heading,
-        f"<h1>{markup.escaped(heading)}</h1>{nav}{body}\n{data if written.explorers else ''}",
+        f"<h1>{markup.prose(heading)}</h1>{nav}{body}\n{data if written.explorers else ''}",
         written.figures,
         _STYLE + explorer.STYLE,
         [explorer.script()] if written.explorers else [],

@@ -9,7 +9,9 @@ from torch import Tensor
 from lens_scopes.results.provenance import lengths, tokens_of, unit_text
 from lens_scopes.sites import EMBED, short
 from lens_scopes.views import markup
+from lens_scopes.views.cells import MOST_COLUMNS
 from lens_scopes.views.grids import First, Grid, measure, on_one_scale
+from lens_scopes.views.long import MOST_PIXELS, drawn
 from lens_scopes.views.naming import title_of
 
 if TYPE_CHECKING:
@@ -27,7 +29,9 @@ def scores_views(scores: "Scores") -> tuple[str, ...]:
     if "pos" not in scores.dims:
         return ()
     others = [dim for dim in scores.dims if dim != "pos"]
-    rows = [_ROWS.get(others[-1], others[-1])] if others else []
+    # A table with a single row is a line of tokens.
+    alone = "head" not in others and all(len(scores.coords[dim]) == 1 for dim in others)
+    rows = [_ROWS.get(others[-1], others[-1])] if others and not alone else []
     return (*rows, *(() if "head" in others else ("tokens",)))
 
 
@@ -53,9 +57,10 @@ def scores_tables(scores: "Scores", view: str) -> list[Grid]:
             title=name,
             positions=scores.coords["pos"],
             alone=len(joined[0]) == 1,
+            explained=explained,
             note="; ".join(filter(None, (note, said))),
         )
-        for name, rows, values in _slices(scores)
+        for name, rows, values, explained in _slices(scores)
     ]
 
 
@@ -75,8 +80,9 @@ def scores_body(scores: "Scores", view: str | None = None, first: First = "show"
     """A view without title and prediction; caps what it draws and says so."""
     views = scores_views(scores)
     view, more = view or views[0], ""
-    if scores.values.numel() > _MOST_CELLS and view != "tokens":
-        more = f"{scores.values.numel()} values, more than the {_MOST_CELLS} drawn here: select a part with sel(...)"
+    most = MOST_PIXELS if len(scores.tokens) > MOST_COLUMNS else _MOST_CELLS
+    if scores.values.numel() > most and view != "tokens":
+        more = f"{scores.values.numel()} values, more than the {most} drawn here: select a part with sel(...)"
         if "tokens" not in views or len(scores.tokens) > _MOST_TOKENS:
             return _largest(scores) + markup.remark(more)
         view = "tokens"
@@ -86,8 +92,7 @@ def scores_body(scores: "Scores", view: str | None = None, first: First = "show"
     if len(grids) > _MOST_TABLES:
         more = f"first {_MOST_TABLES} of {len(grids)} tables; select others with sel(...)"
     note = "; ".join(filter(None, (grids[0].note, more)))
-    drawn = "".join(grid.html() for grid in grids[:_MOST_TABLES])
-    return drawn + grids[0].legend() + (markup.remark(note) if note else "")
+    return drawn(grids[:_MOST_TABLES]) + (markup.remark(note) if note else "")
 
 
 def columns_of(scores: "Scores") -> tuple[tuple[str, ...], str]:
@@ -112,6 +117,8 @@ def columns_of(scores: "Scores") -> tuple[tuple[str, ...], str]:
 def _one_line(scores: "Scores") -> tuple["Scores", str]:
     """The scores at one site and target position: the input's where it is there, and the last."""
     notes = []
+    if all(len(scores.coords[dim]) == 1 for dim in scores.dims if dim != "pos"):
+        return scores, ""
     if "site" in scores.dims:
         sites = scores.coords["site"]
         site = EMBED if EMBED in sites else sites[0]
@@ -124,23 +131,41 @@ def _one_line(scores: "Scores") -> tuple["Scores", str]:
     return scores, "; ".join(notes)
 
 
-def _slices(scores: "Scores") -> list[tuple[str, tuple[str, ...], Tensor]]:
-    """The values as tables [row, pos], each with a name and its rows' labels."""
+def _slices(scores: "Scores") -> list[tuple[str, tuple[str, ...], Tensor, tuple[int, ...]]]:
+    """The values as tables [row, pos], each with a name, its rows' labels, and the position that each row is about."""
     values = scores.values.movedim(scores.dims.index("pos"), -1)
     about = _next_tokens(scores)
+    at = _explained(scores)
     others = [dim for dim in scores.dims if dim != "pos"]
     if not others:
-        return [("", ("",), values[None])]
+        return [("", ("",), values[None], at)]
     *outer, row = others
-    tables = [("", values)]
+    tables = [("", values, at)]
     for dim in outer:
         tables = [
-            (f"{name} {label_text(dim, label, about)}".strip(), part)
-            for name, block in tables
+            (f"{name} {label_text(dim, label, about)}".strip(), part, of)
+            for name, block, before in tables
             for label, part in zip(scores.coords[dim], block, strict=True)
+            for of in [_column(scores, label) if dim == "target_pos" else before]
         ]
-    labels = tuple(label_text(row, label, about) for label in scores.coords[row])
-    return [(name, labels, part) for name, part in tables]
+    rows = scores.coords[row]
+    labels = tuple(label_text(row, label, about) for label in rows)
+    if row == "target_pos":
+        each = tuple(position for label in rows for position in _column(scores, label))
+        return [(name, labels, part, each) for name, part, _ in tables]
+    return [(name, labels, part, of * len(rows)) for name, part, of in tables]
+
+
+def _explained(scores: "Scores") -> tuple[int, ...]:
+    """The one position that all scores are about; none where it is an axis, or they are about several together."""
+    positions = scores.meta.get("positions", ())
+    only = scores.meta.get("selected", {}).get("target_pos", positions[0] if len(positions) == 1 else None)
+    return () if only is None else _column(scores, only)
+
+
+def _column(scores: "Scores", position: int) -> tuple[int, ...]:
+    """The position by which a column is called that holds a position: of joined ones the first."""
+    return (next((span[0] for span in scores.meta.get("spans", ()) if position in span), position),)
 
 
 def _largest(scores: "Scores") -> str:

@@ -92,7 +92,7 @@ def show(result: Any, view: str | None = None, *, first: First = "show") -> Show
         return Shown(choosing.title(result), view, None, static, 0, note)
     named = {f"figure-{i}": figure for i, figure in enumerate(figures)}
     parts = "".join(circuits.figure_html(figure, name) for name, figure in named.items())
-    heading = f'<div style="font-weight:600">{markup.token(choosing.title(result), 300)}</div>'
+    heading = f'<div style="font-weight:600">{markup.prose(choosing.title(result))}</div>'
     beside = markup.predictions(result.meta)
     body = f"{heading}{beside}{markup.remark(note) if note else ''}{parts}<!--static-->"
     document = circuits.page(choosing.title(result), body, named)

@@ -10,6 +10,7 @@ from lens_scopes.results.scores import Scores
 from lens_scopes.views import markup, naming
 from lens_scopes.views.flow import flow_tables, flow_views
 from lens_scopes.views.grids import First, Grid, measure, on_one_scale
+from lens_scopes.views.long import MOST_PIXELS, drawn
 from lens_scopes.views.scores import scores_tables, scores_views
 
 _MOST_CELLS = 20_000
@@ -60,7 +61,7 @@ def together_grids(results: Sequence[Any], view: str, first: First = "show") -> 
     scaled: dict[int, Grid] = {}
     for unit in dict.fromkeys((grid.unit, grid.signed) for grid in flat):
         same = [n for n, grid in enumerate(flat) if (grid.unit, grid.signed) == unit]
-        of_unit = on_one_scale([flat[n] for n in same], first, by_row=view == "layers")
+        of_unit = on_one_scale([flat[n] for n in same], first, by_row=view == "layers", stack=False)
         scaled |= dict(zip(same, of_unit, strict=True))
     drawn = iter(scaled[n] for n in range(len(flat)))
     return [[next(drawn) for _ in tables] for tables in made]
@@ -106,21 +107,19 @@ def together_html(results: Sequence[Any], view: str, first: First = "show") -> s
 
 
 def together_body(results: Sequence[Any], view: str, first: First = "show") -> str:
-    """One view of each beside the others, with the prediction it is about, and the scale of each unit under them."""
+    """One view of each beside the others, with the prediction that it is about; the scale under each is the unit's."""
     made = together_grids(results, view, first)
     flat = [grid for tables in made for grid in tables]
     cells = sum(len(grid.rows) * len(grid.columns) for grid in flat)
-    if cells > _MOST_CELLS or len(flat) > _MOST_TABLES:
+    most = MOST_PIXELS if any(grid.is_long for grid in flat) else _MOST_CELLS
+    if cells > most or len(flat) > _MOST_TABLES:
         size = f"{len(flat)} tables of {cells} cells"
-        return markup.remark(
-            f"{size} are more than the {_MOST_TABLES} of {_MOST_CELLS} drawn here: select with sel(...)"
-        )
+        return markup.remark(f"{size} are more than the {_MOST_TABLES} of {most} drawn here: select with sel(...)")
     boxes = [
-        markup.heading(name) + markup.predictions(result.meta) + _known(result) + "".join(g.html() for g in tables)
+        markup.heading(name) + markup.predictions(result.meta) + _known(result) + drawn(tables)
         for name, result, tables in zip(together_names(results), results, made, strict=True)
     ]
-    legends = dict.fromkeys(grid.legend() for grid in flat)
     notes = list(dict.fromkeys(grid.note for grid in flat if grid.note))
-    if len(legends) > 1:
+    if len({grid.unit for grid in flat}) > 1:
         notes.append("numbers of different units are on scales of their own")
-    return markup.beside(*boxes) + "".join(legends) + "".join(map(markup.remark, notes))
+    return markup.beside(*boxes) + "".join(map(markup.remark, notes))
