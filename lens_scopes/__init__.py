@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 from lens_scopes.calculus.memory import memory_budget
 from lens_scopes.flow import flow
-from lens_scopes.host import load
+from lens_scopes.host import generate, join, load
 from lens_scopes.jacobian import Jacobian, jacobian
 from lens_scopes.results.averages import profile
 from lens_scopes.results.flow import Flow
 from lens_scopes.results.profiles import Profile
 from lens_scopes.results.scores import Scores
-from lens_scopes.scopes import Direction, Entropy, Fisher, Metric, Semantic, Temperature
+from lens_scopes.results.text import Text
+from lens_scopes.scopes import Continuation, Direction, Entropy, Fisher, Metric, Semantic, Temperature
 from lens_scopes.scopes.state import Cotangents, FinalState
 from lens_scopes.score import score, score_batch
 from lens_scopes.views.report import report
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Continuation",
     "Cotangents",
     "Direction",
     "Entropy",
@@ -36,10 +38,13 @@ __all__ = [
     "Semantic",
     "Shown",
     "Temperature",
+    "Text",
     "demo",
     "evaluate",
     "flow",
+    "generate",
     "jacobian",
+    "join",
     "load",
     "memory_budget",
     "patching",

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_scopes.calculus.asked import ask
 from lens_scopes.calculus.branches import Branches, branch_sites
 from lens_scopes.calculus.describe import describe
 from lens_scopes.calculus.directions import directions, lengths
@@ -20,13 +21,13 @@ from lens_scopes.calculus.paths import Routes
 from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.pushforward import Pushed, push_forward
 from lens_scopes.calculus.trace import Trace, trace
-from lens_scopes.host import Host, encode, token_texts
-from lens_scopes.host.prompts import Prompt, one_position, positions_of
+from lens_scopes.host import Host, token_texts
+from lens_scopes.host.prompts import Positions, Prompt, positions_of
 from lens_scopes.host.undo import guarded
 from lens_scopes.results.flow import Flow
 from lens_scopes.results.given import Integer, integer, listed
 from lens_scopes.results.provenance import Meta
-from lens_scopes.scopes.protocol import Scope, cotangents_of, site_of
+from lens_scopes.scopes.protocol import Scope, cotangents_at, site_of
 from lens_scopes.scopes.state import Cotangents
 from lens_scopes.sites import EMBED, FINAL, STREAM
 
@@ -49,7 +50,7 @@ def flow(
     prompt: Prompt,
     scope: Scope,
     *,
-    position: Integer = -1,
+    position: Positions = -1,
     sources: Sources = None,
     edges: bool = False,
     freeze: Sequence[str] = (),
@@ -64,7 +65,7 @@ def flow(
         model: a HookedTransformer or TransformerBridge in eval mode; left as it came.
         prompt: see ``score``.
         scope: see ``score``; for a scope of several cotangents the ledger sums over them.
-        position: the position whose prediction is explained.
+        position: the position whose prediction is explained; for a scope that spans several, see ``score``.
         sources: None: all tokens together, one row; "each": a row per token; a list of positions, or of tokens by their
             text where that stands once in the prompt.
         edges: keep value and pattern edges [2, layer, head, query, key], summed over the sources.
@@ -74,8 +75,8 @@ def flow(
         The Flow. ``flow.residual`` is the largest violation of any conservation law, from independent parts.
 
     Raises:
-        ValueError: see ``score``; a direction at an inner site; edges of a model whose heads cannot be split; a source
-            by a text that no token of the prompt has, or several.
+        ValueError: see ``score``; several positions, each on its own; a direction at an inner site; edges of a model
+            whose heads cannot be split; a source by a text that no token of the prompt has, or several.
         IndexError: a position or source outside the prompt.
         RuntimeError: see ``score``; or a conservation law is broken by more than rounding: 1e-6 of the total in
             float64, 1e-3 in float32, 5e-2 in half precision.
@@ -114,18 +115,17 @@ def flow(
 
     """
     host = Host(model)
-    ids = encode(host, prompt)
-    at = one_position(position, len(ids))
-    wanted = _sources(sources, token_texts(host, ids.tolist()))
+    asked = ask(host, prompt, scope, position).alone("flow")
+    wanted = _sources(sources, token_texts(host, asked.ids.tolist()))
     books_of = [name for layer in range(host.n_layers) for name in block_sites(host, layer)]
     posts = [STREAM["resid_post"].format(layer) for layer in range(host.n_layers)]
     _refuse_missing(host, books_of)
     open_sites = [EMBED, *(name for name in books_of if not name.endswith("hook_pattern")), *posts]
-    run = trace(host, ids[None], open_sites, [at], freeze)
+    run = trace(host, asked.tokens, open_sites, asked.positions, freeze)
     if site_of(scope) != FINAL:
         msg = "flow follows influence to the end of the model; for a direction at an inner site use score or jacobian"
         raise ValueError(msg)
-    made, scale = cotangents_of(scope, run.state(0, 0)).scaled()
+    made, scale = cotangents_at(asked.scope, run.ends(0))[0].scaled()
     books, totals, method = Books(1 if wanted is None else len(wanted), edges), [], ""
     norms = lengths(run, made)
     for chunk, gradients in pull_back(run, Rows.of([[made]]), FINAL):
@@ -141,9 +141,9 @@ def flow(
             pushed = _pushed(run, lanes, past, d[row][:, source].flatten(0, 1), [*books_of, posts[-1]], edges)
             books.add(pushed.visitor, source)
             method = pushed.method
-    meta = describe(run, 0, [made], scope, freeze, prompt)
-    meta |= {"position": at, "units": "squared" if made.squared else "norm", "method": method}
-    replay = Replay(weakref.ref(model), ids.tolist(), scope, at, tuple(meta["freeze"]))
+    meta = describe(run, 0, [made], asked, freeze)
+    meta |= {"units": "squared" if made.squared else "norm", "method": method}
+    replay = Replay(weakref.ref(model), asked.ids.tolist(), asked.scope, asked.positions, tuple(meta["freeze"]))
     return _result(run, made, scale, books, torch.cat(totals), wanted, meta, replay)
 
 
@@ -155,11 +155,11 @@ class Replay:
     """A weak reference; gives None when the model is gone."""
     ids: list[int]
     scope: Scope | None
-    position: int
+    positions: tuple[int, ...]
     freeze: tuple[str, ...]
 
     @guarded
-    def __call__(self, ask: Literal["strongest", "orders"], sources: Sequence[int], *given: int) -> "pd.DataFrame":
+    def __call__(self, question: Literal["strongest", "orders"], sources: Sequence[int], *given: int) -> "pd.DataFrame":
         """What ``Routes`` says of the routes from these positions, together.
 
         Raises:
@@ -174,11 +174,10 @@ class Replay:
             )
             raise RuntimeError(msg)
         host = Host(model)
-        run = trace(
-            host, torch.tensor([self.ids], device=host.device), branch_sites(host), [self.position], self.freeze
-        )
-        made, scale = cotangents_of(self.scope, run.state(0, 0)).scaled()
-        found = getattr(Routes.of(run, made, sources), ask)(*given)
+        ids = torch.tensor([self.ids], device=host.device)
+        run = trace(host, ids, branch_sites(host), self.positions, self.freeze)
+        made, scale = cotangents_at(self.scope, run.ends(0))[0].scaled()
+        found = getattr(Routes.of(run, made, sources), question)(*given)
         return found.assign(influence=found.influence * scale)
 
     def __deepcopy__(self, memo: object) -> "Replay":
@@ -187,7 +186,7 @@ class Replay:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Neither a model nor a function goes to another process."""
-        return Replay, (_gone, self.ids, None, self.position, self.freeze)
+        return Replay, (_gone, self.ids, None, self.positions, self.freeze)
 
 
 def _gone() -> None:
@@ -240,7 +239,7 @@ def _pushed(
     """Push the directions of some lanes forward and book what passes."""
     total = (gradients[EMBED].double() * tangents).sum((1, 2))
     return push_forward(
-        run.host, run.tokens[0], EMBED, tangents.to(gradients[EMBED].dtype), position=run.positions[0], sites=sites,
+        run.host, run.tokens[0], EMBED, tangents.to(gradients[EMBED].dtype), position=list(run.positions), sites=sites,
         visitor=lambda: Ledger(run.host, gradients, total, edges, straight), hooks=run.held,
     )  # fmt: skip
 

@@ -16,9 +16,9 @@ from lens_scopes.calculus.pushforward import push_forward
 from lens_scopes.calculus.subspace import largest
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host, encode, token_texts
-from lens_scopes.host.prompts import Prompt, one_position
+from lens_scopes.host.prompts import Positions, Prompt, positions_of, spans_of
 from lens_scopes.host.undo import guarded
-from lens_scopes.results.given import Integer, integer, vector
+from lens_scopes.results.given import Integer, integer, is_integer, vector
 from lens_scopes.scopes.state import Cotangents
 from lens_scopes.sites import FINAL, depth
 
@@ -48,7 +48,7 @@ def jacobian(
     source: str = "embed",
     target: str = FINAL,
     *,
-    position: Integer = -1,
+    position: Positions = -1,
     freeze: Sequence[str] = (),
 ) -> "Jacobian":
     """J = ∂(target at position)/∂(source at every position), from one forward pass that stays open.
@@ -58,7 +58,8 @@ def jacobian(
         prompt: see ``score``.
         source: "embed" or the hook name of a residual-stream site.
         target: "final" (y, the input of the unembedding) or the hook name of a later site.
-        position: where the target is read.
+        position: where the target is read: an index; or a list, "all" or a Text's span, which give ``vjp`` and ``jvp``
+            an axis for them.
         freeze: see ``score``.
 
     Raises:
@@ -68,7 +69,7 @@ def jacobian(
     """
     host = Host(model)
     ids = encode(host, prompt)
-    at = one_position(position, len(ids))
+    positions = positions_of(position, len(ids), spans_of(prompt))
     asked = [source] if target == FINAL else [source, target]
     names = [host.sites(site) for site in asked]
     if any(len(found.names) != 1 or found.per_head for found in names):
@@ -79,7 +80,8 @@ def jacobian(
         msg = f"the target {end!r} is not after the source {start!r}: its Jacobian is zero; swap them"
         raise ValueError(msg)
     open_sites = [start] if end == FINAL else [start, end]
-    return Jacobian(trace(host, ids[None], open_sites, [at], freeze), start, end)
+    run = trace(host, ids[None], open_sites, positions, freeze)
+    return Jacobian(run, start, end, several=not is_integer(position))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -89,30 +91,36 @@ class Jacobian:
     run: Trace
     source: str
     target: str
+    several: bool = False
+    """Whether the target is read at several positions."""
 
     @property
     def position(self) -> int:
-        """Where the target is read."""
+        """Where the target is read; the first of several."""
         return self.run.positions[0]
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(d_out, pos, d_in)."""
+        """(d_out, pos, d_in), d_out at each position."""
         _, pos, d_in = self.run.sites[self.source].shape
         return self.run.output(self.target).shape[-1], pos, d_in
 
     @guarded
-    def vjp(self, cotangents: Float[Tensor, "k d_out"] | Float[np.ndarray, "k d_out"]) -> Float[Tensor, "k pos d_in"]:
-        """vᵀJ for k cotangents at the target.
+    def vjp(
+        self, cotangents: Float[Tensor, "k *position d_out"] | Float[np.ndarray, "k *position d_out"]
+    ) -> Float[Tensor, "k pos d_in"]:
+        """vᵀJ for k cotangents at the target, [k, d_out]; of several positions [k, position, d_out], which are summed.
 
         Raises:
             ValueError: another shape, or NaN or infinity in the result.
 
         """
-        d_out, _, _ = self.shape
-        given = vector(cotangents, "what vjp takes", "k", "d_out")
-        if given.shape[1] != d_out or not len(given):
-            msg = f"vjp takes cotangents [k, d_out={d_out}], got {tuple(given.shape)}"
+        wanted = {"position": len(self.run.positions), "d_out": self.shape[0]}
+        wanted = wanted if self.several else {"d_out": wanted["d_out"]}
+        given = vector(cotangents, "what vjp takes", "k", *wanted)
+        if tuple(given.shape[1:]) != tuple(wanted.values()) or not len(given):
+            axes = ", ".join(f"{name}={size}" for name, size in wanted.items())
+            msg = f"vjp takes cotangents [k, {axes}], got {tuple(given.shape)}"
             raise ValueError(msg)
         rows = Rows.of([[Cotangents(given.to(self.run.y.device), site=self.target)]])
         found = torch.cat([part[self.source][:, 0].detach() for _, part in pull_back(self.run, rows, self.target)])
@@ -120,8 +128,10 @@ class Jacobian:
         return found
 
     @guarded
-    def jvp(self, tangents: Float[Tensor, "k pos d_in"] | Float[np.ndarray, "k pos d_in"]) -> Float[Tensor, "k d_out"]:
-        """Ju for k tangents at the source.
+    def jvp(
+        self, tangents: Float[Tensor, "k pos d_in"] | Float[np.ndarray, "k pos d_in"]
+    ) -> Float[Tensor, "k *position d_out"]:
+        """Ju for k tangents at the source, [k, d_out]; at several positions [k, position, d_out].
 
         Raises:
             ValueError: another shape, or NaN or infinity in the result.
@@ -139,14 +149,29 @@ class Jacobian:
 
     def _push(self, tangents: Tensor) -> Tensor:
         inner = () if self.target == FINAL else (self.target,)
+        at = list(self.run.positions) if self.several else self.position
         pushed = push_forward(
-            self.run.host, self.run.tokens[0], self.source, tangents, position=self.position, sites=inner,
-            hooks=self.run.held, until=inner[0] if inner else None,
+            self.run.host, self.run.tokens[0], self.source, tangents, position=at, sites=inner, hooks=self.run.held,
+            until=inner[0] if inner else None,
         )  # fmt: skip
-        return pushed.y if pushed.y is not None else pushed.visitor.at[self.target][:, self.position]
+        return pushed.y if pushed.y is not None else pushed.visitor.at[self.target][:, at]
+
+    def _refuse_several(self, what: str) -> None:
+        if self.several:
+            msg = (
+                f"{what} reads the target at one position, this Jacobian at {len(self.run.positions)}; write "
+                "jacobian(..., position=p), or take vjp and jvp"
+            )
+            raise ValueError(msg)
 
     def dense(self) -> Float[Tensor, "pos d_out d_in"]:
-        """All of J, by one pull-back per row, in chunks; positions after the target's are zero."""
+        """All of J, by one pull-back per row, in chunks; positions after the target's are zero.
+
+        Raises:
+            ValueError: several positions.
+
+        """
+        self._refuse_several("dense")
         d_out, pos, d_in = self.shape
         whole = self.run.y.new_empty(pos, d_out, d_in)
         eye = torch.eye(d_out, dtype=whole.dtype, device=whole.device)
@@ -164,9 +189,10 @@ class Jacobian:
             tol: what ``residual`` may be at most. A singular value is off by about its square.
 
         Raises:
-            ValueError: k outside 1 .. d_out, or a tol that is not above 0.
+            ValueError: k outside 1 .. d_out, a tol that is not above 0, or several positions.
 
         """
+        self._refuse_several("svd")
         d_out, pos, d_in = self.shape
         k = integer(k, "svd's k")
         if not 1 <= k <= min(d_out, pos * d_in):
@@ -226,4 +252,5 @@ class Jacobian:
 
     def __repr__(self) -> str:
         """One line."""
-        return f"Jacobian({self.source} -> {self.target} at {self.position}; {self.shape} on {self.run.host.name})"
+        at = f"{len(self.run.positions)} positions" if self.several else self.position
+        return f"Jacobian({self.source} -> {self.target} at {at}; {self.shape} on {self.run.host.name})"

@@ -7,22 +7,24 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from lens_scopes.calculus.asked import Asked, ask
 from lens_scopes.calculus.describe import describe
 from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.memory import prompts_at_once
 from lens_scopes.calculus.pullback import Rows
 from lens_scopes.calculus.reduction import combined, reduced, units_of
+from lens_scopes.calculus.signs import passes_of, total
 from lens_scopes.calculus.trace import Trace, trace
-from lens_scopes.host import Host, encode, roles_of, token_texts
-from lens_scopes.host.prompts import Positions, Prompt, positions_of
+from lens_scopes.host import Host, roles_of, token_texts
+from lens_scopes.host.prompts import Positions, Prompt
 from lens_scopes.host.undo import guarded
-from lens_scopes.results.given import is_integer, shown, vector
+from lens_scopes.results.given import Integer, shown, vector
 from lens_scopes.results.provenance import Units
 from lens_scopes.results.scores import Scores
-from lens_scopes.scopes.protocol import Scope, cotangents_of, site_of
+from lens_scopes.scopes.protocol import Scope, cotangents_at, site_of
 from lens_scopes.scopes.state import Cotangents
 from lens_scopes.sites import FINAL, Sites, at_or_after
 
@@ -44,6 +46,7 @@ def score(
     sites: str | Sequence[str] | None = None,
     along: Along = None,
     freeze: Sequence[str] = (),
+    reduce: Literal["sum"] | Integer | None = None,
 ) -> Scores:
     """How much each token, at each site, moves what the scope looks at: ‖J_tᵀv‖ for every place, from one forward.
 
@@ -52,19 +55,24 @@ def score(
 
     Args:
         model: a HookedTransformer or TransformerBridge, in eval mode. It is left as it came.
-        prompt: a string (the host's BOS rule, never cut), token ids (exactly these), or chat messages.
-        scope: ``Semantic()``, ``Temperature()``, ``Fisher()``, ``Metric(fn)``, ``Direction(vector)``, or a function.
-        position: the position(s) whose next-token prediction is explained: an index, a list, or "all".
+        prompt: a string (the host's own BOS rule, never cut), token ids or a Text (exactly these), or chat messages.
+        scope: ``Semantic()``, ``Temperature()``, ``Fisher()``, ``Metric(fn)``, ``Direction(vector)``, a function; or
+            ``Continuation()``, which explains several tokens as one.
+        position: the position(s) whose next-token prediction is explained: an index, a list, "all", or the name of a
+            Text's span: the positions that predict its tokens.
         sites: None for the embedding and every ``hook_resid_post``; a shorthand for all layers ("embed", "resid_pre",
             "resid_mid", "resid_post", "attn_out", "mlp_out", or "z", "q", "k", "v" by head); or hook names.
         along: None for norms; "activation" or a tensor [site, pos, d_model] x for ⟨J_tᵀv, x⟩, signed (for a squared
             scope Σ_i w_i⟨J_tᵀv_i, x⟩²).
         freeze: parts of the model held constant in the linearisation: "norm" (scales), "attention" (patterns), "mlp"
             (the activation's secant).
+        reduce: "sum" for the total over the positions, Σ_p ‖J_pᵀv_p‖², in squared units (Σ_p ⟨J_pᵀv_p, x⟩² with
+            ``along``; a signed sum is what ``Continuation`` gives): from 16 passes (for ``Fisher`` its own), or a
+            number of passes, rounded down to a power of two. Exact where they suffice, else estimated: ``stderr``.
 
     Returns:
-        Scores with axes ("site", "pos"), ("target_pos", "site", "pos") for several positions, and "head" last for
-        sites by head. Positions after the one explained score exactly 0.
+        Scores with axes ("site", "pos"), ("target_pos", "site", "pos") for several positions that are not summed, and
+        "head" last for sites by head. Positions after the one explained score exactly 0.
 
     Raises:
         ValueError: sites, positions, targets or prompts that the model does not have; NaN or infinity anywhere.
@@ -73,7 +81,9 @@ def score(
         TypeError: not a model, a prompt or a scope.
 
     """
-    return score_batch(model, [prompt], [scope], position=position, sites=sites, along=along, freeze=freeze)[0]
+    return score_batch(
+        model, [prompt], [scope], position=position, sites=sites, along=along, freeze=freeze, reduce=reduce
+    )[0]
 
 
 @guarded
@@ -86,6 +96,7 @@ def score_batch(
     sites: str | Sequence[str] | None = None,
     along: Along = None,
     freeze: Sequence[str] = (),
+    reduce: Literal["sum"] | Integer | None = None,
 ) -> list[Scores]:
     """``score`` for many prompts: those of equal length run together, nothing is padded; results in the order given.
 
@@ -97,6 +108,7 @@ def score_batch(
         sites: see ``score``.
         along: see ``score``; a tensor fits prompts of its own length only.
         freeze: see ``score``.
+        reduce: see ``score``.
 
     Returns:
         One Scores per prompt, equal to scoring them one by one up to rounding.
@@ -118,51 +130,44 @@ def score_batch(
     if len(each) != len(prompts):
         msg = f"{len(prompts)} prompts but {len(each)} scopes; give one for all or one per prompt"
         raise ValueError(msg)
-    wanted = host.sites(sites)
-    encoded = [encode(host, prompt) for prompt in prompts]
-    by_length: dict[int, list[int]] = defaultdict(list)
-    for i, ids in enumerate(encoded):
-        by_length[len(ids)].append(i)
+    options = Options(host.sites(sites), along, freeze, reduce)
+    asked = [ask(host, prompt, scope, position) for prompt, scope in zip(prompts, each, strict=True)]
+    alike: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(list)
+    for i, one in enumerate(asked):
+        alike[len(one.ids), one.positions].append(i)
     found: dict[int, Scores] = {}
-    for length, group in by_length.items():
+    for (length, _), group in alike.items():
         size = prompts_at_once(host, length)
-        asked = _Asked(wanted, positions_of(position, length), not is_integer(position), along, freeze)
         for members in (group[start : start + size] for start in range(0, len(group), size)):
-            tokens = torch.stack([encoded[i] for i in members])
-            found.update(
-                zip(members, _together(host, tokens, [(prompts[i], each[i]) for i in members], asked), strict=True)
-            )
+            found.update(zip(members, answer(host, [asked[i] for i in members], options), strict=True))
     return [_with_roles(host, prompt, found[i]) for i, prompt in enumerate(prompts)]
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Options:
     """What a call asks of every prompt."""
 
     wanted: Sites
-    positions: tuple[int, ...]
-    several: bool
-    """Whether a list of positions was asked for, which gives the scores an axis for them."""
-    along: Along
-    freeze: Sequence[str]
+    along: Along = None
+    freeze: Sequence[str] = ()
+    reduce: Literal["sum"] | Integer | None = None
 
 
-def _together(
-    host: Host, tokens: Int[Tensor, "batch pos"], members: list[tuple[Prompt, Scope]], asked: _Asked
-) -> list[Scores]:
-    """Prompts of one length: one forward, everything pulled back site of the cotangents by site."""
-    scopes = [scope for _, scope in members]
-    names = asked.wanted.names
-    inner = [site for site in dict.fromkeys(map(site_of, scopes)) if site != FINAL and site not in names]
+def answer(host: Host, asked: Sequence[Asked], options: Options) -> list[Scores]:
+    """Questions about texts of one length and the same positions: one forward, pulled back site by site."""
+    names = options.wanted.names
+    inner = [site for site in dict.fromkeys(site_of(one.scope) for one in asked) if site != FINAL and site not in names]
     for site in inner:
         host.sites([site])
-    run = trace(host, tokens, [*names, *inner], asked.positions, asked.freeze)
-    made = [
-        [cotangents_of(scope, run.state(b, n)) for n in range(len(asked.positions))] for b, scope in enumerate(scopes)
-    ]
-    signed = asked.along is not None
-    units, along = units_of(made, signed), _directions(run, asked)
-    found: list[Scores | None] = [None] * len(scopes)
+    tokens = torch.stack([one.ids for one in asked])
+    run = trace(host, tokens, [*names, *inner], asked[0].positions, options.freeze)
+    if options.reduce is None:
+        made = [cotangents_at(one.scope, run.ends(b)) for b, one in enumerate(asked)]
+    else:
+        made = [total(run, b, one, passes_of(options.reduce, one.scope)) for b, one in enumerate(asked)]
+    signed = options.along is not None
+    units, along = units_of(made, signed), _directions(run, options)
+    found: list[Scores | None] = [None] * len(asked)
     for site in dict.fromkeys(row[0].site for row in made):
         _refuse_later_sources(host, site, names)
         # Prompts whose cotangents live elsewhere take part with no rows at all.
@@ -170,7 +175,9 @@ def _together(
         for b, own in enumerate(reduced(run, rows, site, names, along)):
             if made[b][0].site == site:
                 values, probes = combined(own, made[b], units, signed)
-                found[b] = _labelled(run, b, made[b], members[b], asked, values, probes, units)
+                if options.reduce is not None:
+                    values = values.sum(0, keepdim=True)
+                found[b] = _labelled(run, b, made[b], asked[b], options, values, probes, units)
     return [scores for scores in found if scores is not None]
 
 
@@ -178,21 +185,26 @@ def _labelled(
     run: Trace,
     b: int,
     made: list[Cotangents],
-    member: tuple[Prompt, Scope],
-    asked: _Asked,
+    asked: Asked,
+    options: Options,
     values: Float[Tensor, "target site pos *head"],
     probes: Tensor | None,
     units: Units,
 ) -> Scores:
     """One prompt's numbers with their names and where they come from."""
-    refuse_nonfinite(run.host, run.tokens, {name: values[:, s] for s, name in enumerate(asked.wanted.names)})
+    refuse_nonfinite(run.host, run.tokens, {name: values[:, s] for s, name in enumerate(options.wanted.names)})
     dims = ("target_pos", "site", "pos", "head")[: values.ndim]
-    labels = (asked.positions, asked.wanted.names, *(tuple(range(size)) for size in values.shape[2:]))
-    prompt, scope = member
-    meta = describe(run, b, made, scope, asked.freeze, prompt, several=asked.several)
-    meta |= {"units": units, "along": asked.along if isinstance(asked.along, str | None) else "tensor"}
+    labels: tuple[tuple, ...] = (
+        run.positions,
+        options.wanted.names,
+        *(tuple(range(size)) for size in values.shape[2:]),
+    )
+    meta = describe(run, b, made, asked, options.freeze)
+    meta |= {"units": units, "along": options.along if isinstance(options.along, str | None) else "tensor"}
     texts = token_texts(run.host, run.tokens[b].tolist())
-    if not asked.several:
+    if options.reduce is not None:
+        meta |= {"reduce": "sum", "passes": sum(len(one.vectors) for one in made)}
+    if not asked.several or options.reduce is not None:
         values, probes, dims, labels = values[0], None if probes is None else probes[:, 0], dims[1:], labels[1:]
     return Scores(values, dims, dict(zip(dims, labels, strict=True)), texts, meta, probes)
 
@@ -203,12 +215,12 @@ def _with_roles(host: Host, prompt: Prompt, scores: Scores) -> Scores:
     return scores if roles is None else replace(scores, meta=scores.meta | {"roles": roles})
 
 
-def _directions(run: Trace, asked: _Asked) -> list[Tensor] | None:
+def _directions(run: Trace, options: Options) -> list[Tensor] | None:
     """By site, [batch, pos(, head), d] or what broadcasts to it."""
-    along = asked.along
+    along = options.along
     if along is None:
         return None
-    activations = [run.sites[name].detach() for name in asked.wanted.names]
+    activations = [run.sites[name].detach() for name in options.wanted.names]
     if isinstance(along, str) and along == "activation":
         return activations
     if isinstance(along, str):

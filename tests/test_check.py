@@ -7,7 +7,9 @@ import torch
 
 import lens_scopes as ls
 import tiny
+from lens_scopes.calculus import variants
 from lens_scopes.check import slope_at_zero
+from report import assert_close
 
 
 def curve(x: float) -> torch.Tensor:
@@ -46,6 +48,18 @@ def test_neighbours_that_agree_best_are_taken():
     assert best < 1e-4
     for pair in (steps[:2], steps[-2:]):
         assert best < (slope(rounded, pair)[0] - SLOPE).norm()
+
+
+def test_steps_that_nothing_follows_any_more_do_not_agree():
+    """Far out a saturated curve is flat: its slopes differ by little, and are all wrong."""
+    steps = [4.0**-i for i in range(7)]
+    found, doubt = slope(lambda x: torch.tensor([50 * x]).tanh().double(), steps)
+    assert float(found) == pytest.approx(50, rel=1e-3)
+    assert doubt < 0.02
+    rounded, doubt = slope(lambda x: torch.tensor([1 + 3 * x]).bfloat16().double(), [4.0**-i for i in range(9)])
+    assert float(rounded) == pytest.approx(3, rel=0.02)  # the last ones move nothing, and agree that it is 0
+    assert doubt < 0.02
+    assert slope(lambda x: torch.zeros(1), [1.0, 0.25])[1] == float("inf")
 
 
 # On results
@@ -96,3 +110,76 @@ def test_what_finite_differences_cannot_confirm(backend):
     assert frozen["scores"] is None
     assert frozen["max_error"] < 1e-6
     assert frozen["total_error"] < 1e-9
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("sites", [None, "z"])
+@pytest.mark.parametrize("pair", [(a, b) for a in ("deep-llama", "gemma2", "deep-neox") for b in tiny.BACKENDS])
+def test_moves_together_are_moves_alone(pair, sites, monkeypatch):
+    """Rows of one batch that begin late, against one run for each from the tokens."""
+    model, ids = tiny.host(*pair), tiny.tokens(7)
+    scores = ls.score(model, ids, ls.Semantic(7), sites=sites, position=4)
+    together = scores.check(model)
+    monkeypatch.setattr(variants, "prompts_at_once", lambda host, length: 1)
+    monkeypatch.setattr(variants, "starts_at", lambda host, layer: False)
+    monkeypatch.setattr(variants, "is_causal", lambda host: False)
+    alone = scores.check(model)
+    assert together["max_error"] < 1e-3
+    assert len(together["places"]) == 8
+    for one, other in zip(together["places"], alone["places"], strict=True):
+        assert_close(torch.tensor(one["measured"]), torch.tensor(other["measured"]), 1e-6, relative_to=one["measured"])
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_a_value_that_was_doubled_is_found(backend):
+    model = tiny.host("deep-llama", backend)
+    scores = ls.score(model, tiny.tokens(7), ls.Semantic(7))
+    assert scores.check(model)["stored_error"] < 1e-6
+    values = scores.values.clone()
+    values.view(-1)[values.argmax()] *= 2
+    wrong = ls.Scores(values, scores.dims, scores.coords, scores.tokens, scores.meta)
+    assert wrong.check(model)["stored_error"] == pytest.approx(0.5, abs=1e-6)
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_a_gradient_that_a_branch_is_missing_from_is_found(backend):
+    """A hook that detaches: the model computes what it did, and its gradient is another."""
+    model = tiny.fresh_host("deep-llama", backend)
+    assert ls.score(model, tiny.tokens(7), ls.Semantic(7)).check(model)["max_error"] < 1e-3
+    model.add_hook("blocks.1.hook_mlp_out", lambda activation, hook: activation.detach())
+    assert ls.score(model, tiny.tokens(7), ls.Semantic(7)).check(model)["max_error"] > 0.1
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_a_sharp_bend_is_not_taken_for_a_wrong_gradient(backend):
+    """As Gemma 3 270M has one after its second block: steps of a thousandth of its activation are past the bend."""
+    model, ids = tiny.fresh_host("gpt2", backend), tiny.tokens(7)
+    at = "blocks.1.hook_mlp_out"
+    middle = model.run_with_cache(torch.tensor([ids]))[1][at].detach()
+    model.add_hook(at, lambda x, hook: x + 0.01 * (500 * (x - middle)).tanh())
+    scores = ls.score(model, ids, ls.Semantic(7), sites="attn_out")
+    assert scores.check(model)["max_error"] < 1e-3
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_other_steps_follow_where_the_first_do_not_agree(backend, monkeypatch):
+    """Half precision rounds small steps away; in double they agree, and no other one is run."""
+    runs = []
+    whole = variants.Kept.run
+    monkeypatch.setattr(
+        variants.Kept, "run", lambda kept, some, *rest: runs.append(len(some)) or whole(kept, some, *rest)
+    )
+    model = tiny.fresh_host("deep-llama", backend)
+    report = ls.score(model, tiny.tokens(7), ls.Semantic(7)).check(model)
+    assert runs == [8 * 3 * 2]
+    assert report["max_error"] < 1e-3
+    runs.clear()
+    model = tiny.fresh_host("deep-llama", backend, torch.bfloat16)
+    report = ls.score(model, tiny.tokens(7), ls.Semantic(7)).check(model)
+    assert runs[0] == 48
+    assert len(runs) == 3
+    assert report["max_error"] < 0.3

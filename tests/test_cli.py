@@ -202,7 +202,7 @@ def test_a_prompt_or_a_file():
         (["--scope", "fisher", "--target", "a"], "--target"),
         (["--scope", "temperature", "--rank", "3"], "--rank"),
         (["--scope", "fisher", "--rank", "3", "--passes", "4"], "one of them"),
-        (["--scope", "fisher", "--passes", "1"], "at least 2"),
+        (["--scope", "fisher", "--passes", "1"], "write 2 or more"),
         (["--model", "/no/such/directory"], "/no/such/directory"),
         (["--save", "/no/such/directory/x"], "/no/such/directory"),
         (["--along", "sideways"], "activation"),
@@ -317,3 +317,64 @@ def test_the_demo_finds_known_causes(tmp_path, backend):
     assert str(path) in shown.replace("\n", "")
     assert ": a known cause" in shown
     assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+PROGRAM = "from lens_scopes.commands.main import main; main()"
+
+
+def run(*arguments: object, encoding: str):
+    """The console script in a process whose stdout has another encoding."""
+    root = Path(ls.__file__).parents[1]
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, *(str(one) for one in arguments)],
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(root), "PYTHONIOENCODING": encoding, "COLUMNS": "120"},
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_the_table_is_there_whatever_stdout_can_say(encoding, tmp_path):
+    prompt = "The cat → sat ‹on› the"
+    model = ["--model", tiny.directory("gpt2")]
+    done = run("score", prompt, *model, encoding=encoding)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.decode(encoding)
+    rows = [line for line in shown.splitlines() if re.match(r" +\d+ ", line)]
+    scores = ls.score(ls.load(tiny.directory("gpt2")), prompt, ls.Semantic()).sel(site="embed")
+    assert len(rows) == len(scores.tokens)
+    bar = "█" if encoding == "utf-8" else "#"
+    longest = max(rows, key=lambda row: row.count(bar))
+    assert longest.count(bar) == 24
+    assert shown.isascii() == (encoding == "ascii")
+    done = run("flow", prompt, *model, "--paths", 2, encoding=encoding)
+    assert done.returncode == 0, done.stderr
+    assert f"source {'→' if encoding == 'utf-8' else '>'} " in done.stdout.decode(encoding)
+    done = run("score", prompt, *model, "--json", "-", encoding=encoding)
+    assert json.loads(done.stdout.decode(encoding))["tokens"] == list(scores.tokens)
+    done = run("score", prompt, *model, "--position", "99", encoding=encoding)
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+
+
+def test_help_and_versions_in_ascii():
+    for arguments in (["--help"], ["score", "--help"], ["flow", "--help"], ["bench", "--help"]):
+        done = run(*arguments, encoding="ascii")
+        assert done.returncode == 0, done.stderr
+    shown = run("--version", encoding="ascii").stdout.decode()
+    assert re.fullmatch(rf"lens-scopes {re.escape(ls.__version__)} \(transformer-lens \S+, torch \S+\)\s*", shown)
+
+
+def test_it_says_where_it_wrote(tmp_path):
+    paths = {f"--{kind}": tmp_path / f"x.{kind}" for kind in ("save", "html", "json")}
+    arguments = [part for option, path in paths.items() for part in (option, path)]
+    shown = score(*arguments).stdout.replace("\n", "")
+    assert all(str(path.resolve()) in shown and path.is_file() for path in paths.values())
+    result = score("--json", "-", "--save", paths["--save"])
+    assert json.loads(result.stdout)["dims"]
+    assert str(paths["--save"]) in result.stderr.replace("\n", "")
+    shown = call("flow", PROMPT, "--model", tiny.directory("gpt2"), "--save", tmp_path / "flow").stdout
+    assert str(tmp_path / "flow") in shown.replace("\n", "")
+    shown = call("compare", "The cat", "The dog", "--model", tiny.directory("gpt2"), "--out", tmp_path / "pair").stdout
+    assert str(tmp_path / "pair") in shown.replace("\n", "")

@@ -334,3 +334,24 @@ def test_plots_go_into_axes_of_one_s_own(tmp_path):
     with pytest.raises(ValueError, match="leave one of the two out"):
         a.plot(ax=two[0], backend="plotly")
     plt.close(pair)
+
+
+def test_long_prompts_stand_side_by_side_on_one_scale():
+    tokens = [f" t{i}" for i in range(80)]
+    a, b = scores(tokens), scores(tokens, seed=1)
+    b = replace(b, values=2 * b.values, meta=b.meta | {"model": "other"})
+    left, right = boxes(ls.show([a, b], "tokens").static)
+    ends = [re.findall(r"</span> ([\d.]+) <span[^>]*>score \(norm\)", box) for box in (left, right)]
+    assert ends[0] == ends[1]
+    assert [len(found) for found in ends] == [1, 1]
+    assert "t3" in left
+    layers = boxes(ls.show([a, b], "layers").static)
+    names = [set(re.findall(r"(?:embed|\d resid_post)[^<]*", box)) for box in layers]
+    assert names[0]
+
+
+@pytest.mark.parametrize("view", ["layers", "tokens"])
+def test_too_much_side_by_side_is_said(view):
+    a = scores([f" t{i}" for i in range(3000)], sites=40)
+    html = ls.show([a, a, a], view).static
+    assert ("select with sel(...)" in html) == (view == "layers")

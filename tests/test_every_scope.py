@@ -19,13 +19,24 @@ from typer.testing import CliRunner
 import lens_scopes as ls
 import tiny
 from lens_scopes import evaluate, patching, scopes
+from lens_scopes.calculus.asked import ask as ask_about
 from lens_scopes.calculus.trace import trace
 from lens_scopes.commands.main import app
 from lens_scopes.evaluate.protocol import ask
 from lens_scopes.host import Host
 from lens_scopes.host.readout import raw_logits
 from lens_scopes.results.provenance import Meta, ScopeData
-from lens_scopes.scopes.protocol import aimed, cotangents_of, data_of, quantity, resolve, scope_from, writable
+from lens_scopes.scopes.protocol import (
+    aimed,
+    cotangents_at,
+    cotangents_of,
+    data_of,
+    resolve,
+    scope_from,
+    spans_positions,
+    writable,
+)
+from lens_scopes.scopes.quantity import quantities
 from lens_scopes.views import choosing
 from report import assert_close
 
@@ -40,6 +51,7 @@ def margin(logits):
 
 
 EXAMPLES = {
+    "Continuation": ls.Continuation([15, 8]),
     "Direction": ls.Direction(torch.linspace(-1, 1, tiny.D_MODEL), name="probe"),
     "Entropy": ls.Entropy(),
     "Fisher": ls.Fisher(4),
@@ -68,8 +80,10 @@ def test_every_public_scope_has_an_example_here_and_a_line_in_the_readme():
 def test_score_flow_check(name, backend):
     scope = EXAMPLES[name]
     scores = ls.score(model(backend), CLEAN, scope)
-    assert (scores.values[:, -1] > 0).all()
-    assert (scores.values[0] > 0).all()
+    last = scores.meta["positions"][-1]  # what comes after it is explained, and reaches nothing
+    assert (scores.values[:, last] > 0).all()
+    assert (scores.values[0, : last + 1] > 0).all()
+    assert not scores.values[:, last + 1 :].any()
     assert scores.check(model(backend), scope=scope)["max_error"] < 1e-3
     along = ls.score(model(backend), CLEAN, scope, along="activation", sites="embed")
     assert along.units == ("squared" if scores.units == "squared" else "signed")
@@ -77,6 +91,8 @@ def test_score_flow_check(name, backend):
     assert_close(flow.total.sum(), scores.sel(site="embed").values.sum(), 1e-5, name)
     assert flow.residual < 1e-5
     assert flow.check(model(backend), scope=scope)["max_error"] < 1e-3
+    if spans_positions(scope):
+        return
     several = ls.score(model(backend), CLEAN, scope, position=[2, -1], sites="embed")
     assert_close(several.sel(target_pos=4).values, scores.sel(site="embed").values[None], 1e-5, name)
 
@@ -90,49 +106,55 @@ def test_predict_and_measure(name, backend):
     assert predicted.units == measured.units
     # Positions that do not differ, or come too late, have no effect; one that does has both.
     assert bool((predicted.values[0, :2] == 0).all())
-    assert float(measured.values[0, -1].abs()) > 0
-    assert ls.patching.compare(predicted, measured).summary()["places"] == len(CLEAN)
+    assert float(measured.values[0, measured.meta["positions"][-1]].abs()) > 0
+    assert ls.patching.compare(predicted, measured).summary()["places"] == len(measured.tokens)
+
+
+def run_of(scope, *prompts):
+    """The prompts' run at the positions that the scope explains, and the scope bound to it."""
+    host = Host(model())
+    asked = [ask_about(host, prompt, scope) for prompt in prompts]
+    return trace(host, torch.stack([one.ids for one in asked]), [], asked[0].positions), asked[0].scope
 
 
 @every_scope
 def test_what_it_measures_is_what_it_is_the_gradient_of(name):
     """∂value/∂y, by autograd through the model's own readout, against the cotangent; of a divergence ½ its Hessian."""
-    host, scope = Host(model()), EXAMPLES[name]
-    run = trace(host, torch.tensor([CLEAN]), [], [len(CLEAN) - 1])
-    state = run.state(0, 0)
-    made, value = cotangents_of(scope, state), quantity(scope, state)
+    run, scope = run_of(EXAMPLES[name], CLEAN)
+    states = run.ends(0)
+    (made,), value = cotangents_at(scope, states), quantities(scope, states)
 
     def of_y(y):
-        from dataclasses import replace
+        logits = run.readout.transform(raw_logits(run.host, y))
+        return value([replace(state, y=y[n], logits=logits[n]) for n, state in enumerate(states)])
 
-        return value(replace(state, y=y, logits=run.readout.transform(raw_logits(host, y))))
-
-    y = state.y.clone().requires_grad_()
+    y = torch.stack([state.y for state in states]).requires_grad_()
     (gradient,) = torch.autograd.grad(of_y(y), y)
     if not made.squared:
-        assert_close(gradient, made.vectors[0], 1e-6, name)
+        assert_close(gradient, made.vectors[0] if made.spans else made.vectors, 1e-6, name)
         return
     assert float(gradient.abs().max()) < 1e-6
-    hessian = torch.autograd.functional.hessian(of_y, state.y)
-    exact = cotangents_of(ls.Fisher(None), state)
+    hessian = torch.autograd.functional.hessian(lambda one: of_y(one[None]), states[0].y)
+    exact = cotangents_of(ls.Fisher(None), states[0])
     assert_close(hessian, exact.vectors.T @ exact.vectors, 1e-6, name)
 
 
 @every_scope
 def test_many_runs_at_once_are_its_runs_one_by_one(name):
-    from dataclasses import replace
-
-    run = trace(Host(model()), torch.tensor([CLEAN, CORRUPTED]), [], [len(CLEAN) - 1])
-    states = [run.state(b, 0) for b in range(2)]
-    value = quantity(EXAMPLES[name], states[0])
-    both = replace(states[0], y=torch.stack([s.y for s in states]), logits=torch.stack([s.logits for s in states]))
-    assert_close(value(both), torch.stack([value(s) for s in states]), 1e-12, name)
+    run, scope = run_of(EXAMPLES[name], CLEAN, CORRUPTED)
+    runs = [run.ends(b) for b in range(2)]
+    value = quantities(scope, runs[0])
+    both = [
+        replace(a, y=torch.stack([a.y, b.y]), logits=torch.stack([a.logits, b.logits]))
+        for a, b in zip(*runs, strict=True)
+    ]
+    assert_close(value(both), torch.stack([value(states) for states in runs]), 1e-12, name)
 
 
 @every_scope
 def test_tokens_stay_what_they_are(name):
-    run = trace(Host(model()), torch.tensor([CLEAN, CORRUPTED]), [], [len(CLEAN) - 1])
-    scope = EXAMPLES[name] if name not in {n.capitalize() for n in writable()} else getattr(ls, name)()
+    open_ = EXAMPLES[name] if name not in {n.capitalize() for n in writable()} else getattr(ls, name)()
+    run, scope = run_of(EXAMPLES[name] if spans_positions(open_) else open_, CLEAN, CORRUPTED)
     fixed = resolve(scope, run.state(0, 0))
     assert type(fixed) is type(scope)
     for b in range(2):
@@ -162,6 +184,7 @@ def test_its_provenance_is_data_that_survives_a_file(name, tmp_path):
 def test_the_command_line(name):
     runner = CliRunner()
     arguments = ["The cat sat", "--model", str(tiny.directory("gpt2")), "--scope", name.lower()]
+    arguments += ["--continuation", " on"] if spans_positions(EXAMPLES[name]) else []
     for command in (["score"], ["flow"]):
         done = runner.invoke(app, [*command, *arguments])
         if name.lower() in writable():
@@ -203,11 +226,15 @@ RESULTS = {
     "heads": lambda: scored(sites="z"),
     "signed": lambda: scored(along="activation"),
     "an estimate": lambda: scored(ls.Fisher(4)),
+    "an answer": lambda: scored(EXAMPLES["Continuation"]),
+    "the next tokens": lambda: scored(ls.Semantic("next"), position=[1, 2, 3]),
+    "a total": lambda: scored(ls.Fisher(4), position=[1, 2, 3], reduce="sum"),
     "positions": lambda: scored(position="all"),
     "strips": lambda: scored(position="all", sites="embed"),
     "words": lambda: scored().aggregate("word"),
     "no positions": lambda: scored().sum("pos"),
     "flow": lambda: ls.flow(model(), CLEAN, EXAMPLES["Semantic"], edges=True),
+    "flow of an answer": lambda: ls.flow(model(), CLEAN, EXAMPLES["Continuation"], edges=True),
     "flow of each": lambda: ls.flow(model(), CLEAN, EXAMPLES["Semantic"], sources="each"),
     "predicted": lambda: patches(ls.patching.predict),
     "measured": lambda: patches(ls.patching.measure),

@@ -21,7 +21,7 @@ LEADS = (5.0, 20.0, 40.0, 100.0, 110.0, 300.0, 700.0)
 
 def state_of(weight, logits, slope=None) -> ls.FinalState:
     """The end of a model that does not exist."""
-    y = torch.ones(weight.shape[1], dtype=torch.promote_types(weight.dtype, torch.float32))
+    y = torch.ones(*logits.shape[:-1], weight.shape[1], dtype=torch.promote_types(weight.dtype, torch.float32))
     return ls.FinalState(
         y=y, logits=logits.to(y), weight=weight, slope=slope, tokens=(1,), position=0, index=0, count=1,
         constant_norm=False, norm_has_bias=False, token_id=int,

@@ -479,3 +479,41 @@ def test_heads_and_what_goes_past_them_make_the_whole_in_every_block(pair):
     top = flow.top(100)
     heads = top[top.kind == "head"].groupby("layer")["share"].sum()
     assert heads.add(top.groupby("layer")["skip"].first()).tolist() == pytest.approx([1.0] * len(heads), abs=tolerance)
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("pair", [(a, b) for a in ("gpt2", "llama", "mixtral") for b in tiny.BACKENDS])
+@pytest.mark.parametrize("by_row", [False, True])
+def test_lanes_that_share_their_value_share_its_products(pair, by_row, monkeypatch):
+    """Layers run for one lane, the numbers stay; a hook that moves one lane alone parts them."""
+    from lens_scopes.calculus import pushforward
+
+    model, ids = tiny.fresh_host(*pair, tiny.precise(*pair)), tiny.tokens(6)
+    if by_row:
+
+        def move(activation, hook):
+            moved = activation.clone()
+            moved[-1] = moved[-1] * 1.01
+            return moved
+
+        model.add_hook("blocks.0.hook_mlp_out", move)
+    tangents = torch.randn(3, 6, tiny.D_MODEL, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows = []
+
+    def push():
+        host = ls.host.Host(model)
+        return pushforward.push_forward(host, torch.tensor(ids), "hook_embed", tangents, position=5)
+
+    once = pushforward._StillWeights._once
+
+    def counting(self, layer, value):
+        share = [] if not value.numel() else rows  # an expert that no token goes to
+        return once(self, lambda x: share.append(x.numel() / max(value.numel(), 1)) or layer(x), value)
+
+    monkeypatch.setattr(pushforward._StillWeights, "_once", counting)
+    shared = push()
+    assert shared.method == "forward mode"
+    assert min(rows) == pytest.approx(1 / 3)
+    assert (max(rows) == 1) == by_row or pair[0] == "mixtral"
+    monkeypatch.setattr(pushforward._StillWeights, "_once", lambda self, layer, value: layer(value))
+    assert_close(shared.y, push().y, 1e-12 if pair[0] != "mixtral" else 1e-5)

@@ -210,7 +210,7 @@ def test_what_jacobian_refuses(backend):
     with pytest.raises(IndexError, match="position 6"):
         ls.jacobian(tiny.host(*pair), ids(), position=6)
     jacobian = made(pair)
-    with pytest.raises(ValueError, match=r"vjp takes is \[k, d_out\], got shape \(16,\)"):
+    with pytest.raises(ValueError, match=r"vjp takes has axes \[k, d_out\], got shape \(16,\)"):
         jacobian.vjp(torch.ones(16))
     with pytest.raises(ValueError, match=r"\[k, pos, d_in\] with \(6, 16\), got \(1, 5, 16\)"):
         jacobian.jvp(torch.ones(1, 5, 16))

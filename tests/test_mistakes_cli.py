@@ -119,7 +119,7 @@ def test_a_mistake_is_answered(name, prompts, tmp_path, monkeypatch):
         (["score"], "PROMPT"),
         ([*SCORE, "--positoin", "1"], "--positoin"),
         ([*SCORE, "--backend", "tf"], "hooked"),
-        ([*FLOW, "--position", "last"], "'last'"),
+        ([*FLOW, "--position", "last"], "Invalid value"),
         (["scores", PROMPT], "scores"),
         (["bench"], "--prompts"),
     ],

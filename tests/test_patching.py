@@ -286,7 +286,7 @@ def test_errors_say_what_to_write(function, call, error, text):
 
 def test_errors_of_predict_and_metric():
     model = tiny.host("gpt2", tiny.BACKENDS[0])
-    with pytest.raises(ValueError, match=r"steps .*count the points.* at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"steps .* is an integer, got 0; write 1 or more"):
         patching.predict(model, CLEAN, CORRUPTED, ls.Semantic(), steps=0)
     with pytest.raises(ValueError, match="write steps=1"):
         patching.predict(model, CLEAN, CORRUPTED, ls.Fisher(), steps=2)

@@ -9,7 +9,7 @@ import torch
 
 import lens_scopes as ls
 from lens_scopes.views import choosing, circuits
-from shown import HOSTILE, flow, scores
+from shown import HOSTILE, flow, meta, scores
 
 WORDS = ("<s>", " the", " cat", " sat", ".")
 
@@ -138,8 +138,8 @@ def test_one_source_of_a_flow():
     assert choosing.views(one) == ("last", "heads", "stream")
     (grid,) = choosing.grids(one, "stream")
     torch.testing.assert_close(torch.tensor(grid.values), travel.stream[2] / travel.total[2])
-    assert "of “cat” (position 2)" in grid.title
-    assert "of “cat” (position 2)" in one.show("heads").static
+    assert "of “␣cat” (position 2)" in grid.title
+    assert "of “␣cat” (position 2)" in one.show("heads").static
     assert one.plot("stream").axes[0].get_title(loc="left").startswith("where the influence of “cat”")
     with pytest.raises(KeyError, match="9"):
         travel.sel(source=9)
@@ -230,3 +230,22 @@ def test_other_results_are_shown_as_they_show_themselves():
             return "<b>other</b>"
 
     assert ls.show(Other())._repr_html_() == "<b>other</b>"
+
+
+def test_blanks_of_a_token_stay_in_the_titles_of_one_source_and_of_a_comparison():
+    """ " king" and "king" are two tokens."""
+    from lens_scopes import patching
+
+    titles = []
+    for text in (" king", "king"):
+        one = flow(("<s>", text, " x")).sel(source=1)
+        (grid,) = choosing.grids(one, "heads")
+        titles.append(grid.title)
+        about = meta("ab", "signed") | {"targets": [{"id": 1, "text": text, "p": 0.5, "rank": 0}]}
+        effects = ls.Scores(
+            torch.rand(1, 2), ("site", "pos"), {"site": ("hook_embed",), "pos": (0, 1)}, ("a", "b"), about
+        )
+        titles.append(patching.compare(effects, effects)._title)
+    assert "“␣king”" in titles[0]
+    assert "“king”" in titles[2]
+    assert titles[1::2] == ["Semantic(␣king)", "Semantic(king)"]

@@ -1,5 +1,7 @@
 """Runs that start in the middle end as whole runs do, on every host; those that cannot are run whole."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -133,7 +135,7 @@ def bidirectional():
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     torch.manual_seed(0)
-    sizes = {"n_layers": 2, "d_model": 8, "d_head": 4, "n_heads": 2, "d_mlp": 12, "d_vocab": 11, "n_ctx": 9}
+    sizes: Any = {"n_layers": 2, "d_model": 8, "d_head": 4, "n_heads": 2, "d_mlp": 12, "d_vocab": 11, "n_ctx": 9}
     config = HookedTransformerConfig(
         **sizes, act_fn="relu", attention_dir="bidirectional", dtype=torch.float64, device="cpu"
     )

@@ -1,63 +1,62 @@
 """What a trace knows about how a result was obtained, in the words of ``results.provenance``."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_scopes.calculus.asked import Asked
 from lens_scopes.calculus.trace import Trace
 from lens_scopes.host import Host, special_ids, token_id, token_texts
-from lens_scopes.host.prompts import Prompt, brings_its_bos
 from lens_scopes.results.given import is_integer, listed
 from lens_scopes.results.provenance import Meta, Target, Token, plain, versions
-from lens_scopes.scopes.protocol import Scope, data_of
+from lens_scopes.scopes.protocol import Scope, data_of, said_by, spans_positions
 from lens_scopes.scopes.state import Cotangents
 
 
-def describe(
-    run: Trace,
-    prompt: int,
-    made: Sequence[Cotangents],
-    scope: Scope,
-    freeze: Sequence[str],
-    written: Prompt,
-    *,
-    several: bool = False,
-) -> Meta:
+def describe(run: Trace, prompt: int, made: Sequence[Cotangents], asked: Asked, freeze: Sequence[str]) -> Meta:
     """JSON-like facts of one prompt of a trace: what was explained, on which model, processed how.
 
     Args:
         run: the forward pass.
         prompt: which prompt of its batch.
-        made: the cotangents at each of its positions.
-        scope: what made them.
+        made: the cotangents at each of its positions, or those that span them.
+        asked: the question.
         freeze: the parts held constant.
-        written: the prompt as the user wrote it.
-        several: whether a list of positions was asked for (then position and coverage are lists).
 
     """
     host, ids = run.host, run.tokens[prompt].tolist()
-    notes = [plain(one.notes) for one in made]
+    together = made[0].spans
+    each = made[0].notes.get("each") or [{}] * len(run.positions) if together else [one.notes for one in made]
+    notes = [plain(note) for note in each]
     places = [_Place.of(run, prompt, n) for n in range(len(run.positions))]
-    coverage = [note.get("coverage", 1.0) for note in notes]
+    coverage = [float(one.notes.get("coverage", 1.0)) for one in made]
     special = special_ids(host)
-    return {
+    value = said_by(asked.scope, "value")
+    about: Meta = {}
+    if spans_positions(asked.scope) and value is not None:
+        about["value"] = float(value(run.ends(prompt)))
+    if asked.spans:
+        about["spans"] = {name: list(span) for name, span in asked.spans.items()}
+    return about | {
         "token_ids": ids,
-        "own_bos": brings_its_bos(host, written),
+        "own_bos": asked.own_bos,
         "special": [i for i, token in enumerate(ids) if token in special],
-        "scope": data_of(scope),
-        "position": list(run.positions) if several else run.positions[0],
+        "scope": data_of(asked.scope),
+        "position": list(run.positions) if asked.several or together else run.positions[0],
         "positions": list(run.positions),
-        "targets": [place.target(note, scope) for place, note in zip(places, notes, strict=True)],
+        "targets": [place.target(note, asked.scope) for place, note in zip(places, notes, strict=True)],
         "predictions": [place.predictions() for place in places],
         "model": host.name,
         "host": type(host.model).__name__,
         "dtype": str(host.dtype).removeprefix("torch."),
         "folded": run.readout.constant_norm,
         "centred": run.readout.centred,
-        "coverage": coverage if several else coverage[0],
+        "coverage": coverage if asked.several and not together else coverage[0],
         "notes": notes,
         "freeze": listed(freeze),
         "hooks": list(host.hooked()),
@@ -72,11 +71,17 @@ class _Place:
     host: Host
     before: int
     """The token at the position."""
-    p: Float[Tensor, " vocab"]
+    logits: Float[Tensor, " vocab"]
+    normaliser: float
+    """log Σ exp(z), in float64."""
 
     @classmethod
     def of(cls, run: Trace, prompt: int, n: int) -> "_Place":
-        return cls(run.host, int(run.tokens[prompt, run.positions[n]]), run.probs(prompt, n))
+        logits = run.logits(prompt, n)
+        top = logits.max()
+        # The exponentials in the logits' own dtype, their sum in float64: digits enough, at a third of the time.
+        normaliser = top.double() + (logits - top).exp().sum(dtype=torch.float64).log()
+        return cls(run.host, int(run.tokens[prompt, run.positions[n]]), logits, float(normaliser))
 
     def target(self, note: Mapping[str, Any], scope: Scope) -> Target | None:
         """The token explained, and the one that it is held against; None for a scope that is not about a token."""
@@ -90,10 +95,11 @@ class _Place:
 
     def predictions(self, k: int = 5) -> list[Token]:
         """The model's first choices."""
-        return [self.token(i) for i in self.p.topk(min(k, len(self.p))).indices.tolist()]
+        return [self.token(i) for i in self.logits.topk(min(k, len(self.logits))).indices.tolist()]
 
     def token(self, token: int) -> Token:
         """A token after the position, with the text that it would add there: alone, some decoders drop its blank."""
         text = token_texts(self.host, [self.before, token])[1]
-        p = self.p[token]
-        return {"id": token, "text": text, "p": float(p), "rank": int((self.p > p).sum())}
+        z = self.logits[token]
+        p = math.exp(float(z) - self.normaliser)
+        return {"id": token, "text": text, "p": p, "rank": int((self.logits > z).sum())}

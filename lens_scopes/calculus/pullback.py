@@ -17,40 +17,46 @@ from lens_scopes.scopes.state import Cotangents
 class Rows:
     """Cotangents of several prompts and positions, laid out for one output tensor [batch, position, d_model].
 
-    Prompts do not mix, so row r of every prompt is pulled back at the same time; positions of one prompt do, so each
-    has rows of its own.
+    Prompts do not mix, so row r of every prompt is pulled back at the same time; positions of one prompt do: either
+    each has rows of its own, or a row has a vector at every position.
     """
 
-    vectors: tuple[Float[Tensor, "_ _"], ...]
-    """By prompt, [rows, d_model]; each has as many rows as it needs, and shorter ones are padded with zero rows."""
-    position: tuple[tuple[int, ...], ...]
-    """By prompt and row, the index of the position."""
+    vectors: tuple[Tensor, ...]
+    """By prompt, [rows, d_model] or [rows, position, d_model]; each has as many rows as it needs, and shorter ones are
+    padded with zero rows."""
+    position: tuple[tuple[int, ...] | None, ...]
+    """By prompt and row, the index of the position; None for rows that span positions."""
 
     @classmethod
     def of(cls, cotangents: Sequence[Sequence[Cotangents]]) -> "Rows":
-        """From cotangents by prompt and position."""
+        """From cotangents by prompt, and by position where rows do not span them."""
         return cls(
             tuple(
                 torch.cat([c.vectors for c in row]) if row else torch.empty(0, 0, device="cpu") for row in cotangents
             ),
-            tuple(tuple(n for n, c in enumerate(row) for _ in range(len(c.vectors))) for row in cotangents),
+            tuple(
+                None if row and row[0].spans else tuple(n for n, c in enumerate(row) for _ in range(len(c.vectors)))
+                for row in cotangents
+            ),
         )
 
     def __len__(self) -> int:
         """How many passes the longest prompt needs."""
-        return max(len(row) for row in self.position)
+        return max(map(len, self.vectors))
 
     def at(
         self, rows: slice, output: Float[Tensor, "batch position d_model"]
     ) -> Float[Tensor, "rows batch position d_model"]:
-        """Those rows as cotangents of the output tensor, zero but at their own position."""
+        """Those rows as cotangents of the output tensor, zero but at their own positions."""
         chunk = range(*rows.indices(len(self)))
         grid = output.new_zeros(len(chunk), *output.shape)
         for b, (vectors, position) in enumerate(zip(self.vectors, self.position, strict=True)):
-            mine = [r for r in chunk if r < len(position)]
+            mine = [r for r in chunk if r < len(vectors)]
             if not mine:
                 continue
-            grid[[r - chunk.start for r in mine], b, [position[r] for r in mine]] = vectors[mine].to(output.dtype)
+            here = [r - chunk.start for r in mine]
+            at = slice(None) if position is None else [position[r] for r in mine]
+            grid[here, b, at] = vectors[mine].to(output.dtype)
         return grid
 
 

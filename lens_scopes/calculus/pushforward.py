@@ -49,8 +49,8 @@ class Tangents:
 class Pushed:
     """The tangent at the end, by which of the two ways it was computed, and who saw the pass."""
 
-    y: Float[Tensor, "lane d_model"] | None
-    """None where the pass was stopped earlier."""
+    y: Float[Tensor, "lane *position d_model"] | None
+    """With an axis for the positions where a list of them was asked for; None where the pass was stopped earlier."""
     method: str
     """ "forward mode", or "two reverse passes" where an operation of the model has no forward-mode derivative."""
     visitor: Any
@@ -64,7 +64,7 @@ class _Push:
     tokens: Int[Tensor, "lane pos"]
     source: str
     tangents: Float[Tensor, "lane pos d_model"]
-    position: int
+    position: int | list[int]
     sites: Sequence[str]
     visitor: Callable[[], Visitor]
     hooks: Sequence[Hook]
@@ -77,7 +77,7 @@ def push_forward(
     source: str,
     tangents: Float[Tensor, "lane pos d_model"],
     *,
-    position: int,
+    position: int | list[int],
     sites: Sequence[str] = (),
     visitor: Callable[[], Visitor] = Tangents,
     hooks: Sequence[Hook] = (),
@@ -93,7 +93,7 @@ def push_forward(
         tokens: [pos], one prompt.
         source: the site whose activation is moved.
         tangents: the directions, one lane each.
-        position: where y is read.
+        position: where y is read, one place or several.
         sites: hook names to visit; the source itself is visited if it is among them.
         visitor: makes the one who sees them, anew for each attempt at the pass.
         hooks: run before the visits; what they detach, does not move (``host.freeze``).
@@ -183,7 +183,7 @@ class _StillWeights(TorchFunctionMode):
 
     def _once(self, layer: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
         """The layer's output; lanes come first, alone or together with positions."""
-        if self.lanes == 1 or value.shape[0] % self.lanes:
+        if self.lanes == 1 or not value.numel() or value.shape[0] % self.lanes:
             return layer(value)
         by_lane = value.unflatten(0, (self.lanes, -1))
         if not torch.equal(by_lane, by_lane[:1].expand_as(by_lane)):

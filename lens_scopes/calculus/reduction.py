@@ -51,13 +51,13 @@ def reduced(
         along: by site, [batch, pos(, head), d] or what broadcasts to it.
 
     """
-    collected: list[list[Tensor]] = [[] for _ in rows.position]
+    collected: list[list[Tensor]] = [[] for _ in rows.vectors]
     for chunk, gradients in pull_back(run, rows, site):
         directions = [None] * len(names) if along is None else along
         pairs = zip(names, directions, strict=True)
         stacked = torch.stack([_reduce(gradients[name], x) for name, x in pairs], 2)
-        for b, position in enumerate(rows.position):
-            collected[b].append(stacked[: max(0, min(chunk.stop, len(position)) - chunk.start), b].cpu())
+        for b, vectors in enumerate(rows.vectors):
+            collected[b].append(stacked[: max(0, min(chunk.stop, len(vectors)) - chunk.start), b].cpu())
     return [torch.cat(parts) for parts in collected]
 
 
@@ -74,7 +74,8 @@ def combined(
         if made.weights is not None:
             part = part * made.weights.cpu().reshape(-1, *[1] * (part.ndim - 1)).to(part.dtype)
         if made.probes:
-            probes.append(part[-made.probes :])
+            drawn = part[-made.probes :]
+            probes.append(drawn.mean(0) + made.scatter * (drawn - drawn.mean(0)))
         if units == "signed":
             values.append(rows[mine][0] * made.root_weights()[0].to(rows))
         else:

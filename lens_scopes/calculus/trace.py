@@ -67,6 +67,10 @@ class Trace:
             },
         )
 
+    def ends(self, prompt: int) -> list[FinalState]:
+        """The end of one prompt at each of the positions."""
+        return [self.state(prompt, index) for index in range(len(self.positions))]
+
     def states(
         self, reference: FinalState, last: Float[Tensor, "row d_model"], stream: Mapping[str, Tensor]
     ) -> FinalState:
@@ -105,9 +109,10 @@ class Trace:
 
         return read
 
-    def probs(self, prompt: int, index: int) -> Float[Tensor, " vocab"]:
-        """The next-token distribution of one prompt at one of the positions, in float64."""
-        return torch.softmax(self.readout.transform(self.raw[prompt, index]).double(), -1)
+    def logits(self, prompt: int, index: int) -> Float[Tensor, " vocab"]:
+        """The model's logits of one prompt at one of the positions, in float32 or wider."""
+        raw = self.raw[prompt, index]
+        return self.readout.transform(raw).detach().to(torch.promote_types(raw.dtype, torch.float32))
 
     def output(self, site: str) -> Float[Tensor, "batch position d_model"]:
         """The tensor that cotangents at a site are contracted with: y, or an inner site at the positions."""

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,8 @@ from lens_scopes.commands import bench, tables
 from lens_scopes.commands.prompts import prompts_of, spans_of
 from lens_scopes.commands.terminal import (
     Backend,
+    Continued,
+    Generated,
     Model,
     Passes,
     Prompt,
@@ -32,8 +35,10 @@ from lens_scopes.commands.terminal import (
     one_line_errors,
     quiet,
     say,
+    say_as_it_can,
     say_where,
     scope_of,
+    text_of,
 )
 from lens_scopes.results import files
 from lens_scopes.results.provenance import plain, prompt_text, scope_text, versions
@@ -75,7 +80,9 @@ def score(
     ] = None,
     model: Model = None,
     backend: WhichBackend = Backend.auto,
-    scope: Scope = "semantic",
+    continuation: Continued = None,
+    generate: Generated = None,
+    scope: Scope = None,
     target: Target = None,
     versus: Versus = None,
     passes: Passes = None,
@@ -86,7 +93,12 @@ def score(
             help="embed, resid_post, attn_out, z, ... or hook names, by commas. (default: embed and all layers)"
         ),
     ] = None,
-    position: Annotated[str, typer.Option(help="Whose next token: an index, several by commas, or 'all'.")] = "-1",
+    position: Annotated[
+        str, typer.Option(help="Whose next token: an index, several by commas, 'all', 'prompt' or 'completion'.")
+    ] = "-1",
+    reduce: Annotated[
+        str | None, typer.Option(help="'sum': the total over the positions; or from so many backward passes.")
+    ] = None,
     along: Annotated[str | None, typer.Option(help="'activation': signed gradient x activation, not norms.")] = None,
     aggregate: Annotated[
         str | None, typer.Option(help="'word', 'sentence', 'line' or 'role': join tokens to these.")
@@ -106,7 +118,8 @@ def score(
 ) -> None:
     """Score the tokens of a PROMPT and print a table, or write the scores to files."""
     with one_line_errors("score"):
-        recipe = scope_of(scope, target, versus, passes, rank)
+        goes_on = continuation is not None or generate is not None
+        recipe = scope_of(scope or ("continuation" if goes_on else None), target, versus, passes, rank)
         prompts = prompts_of(prompt, prompts_path)
         by = spans_of(spans) if spans else aggregate
         if spans and aggregate:
@@ -119,20 +132,23 @@ def score(
             msg = f"--save keeps the scores of one prompt, and there are {len(prompts)}; --json keeps all of them"
             raise ValueError(msg)
         with quiet():
+            loaded = model_of(model, backend)
+            texts = [text_of(loaded, one, continuation, generate) for one in prompts]
             found = ls.score_batch(
-                model_of(model, backend),
-                prompts,
+                loaded,
+                texts,
                 recipe,
-                position=_positions(position, "all", "--position"),
+                position=_positions(position, ("all", *getattr(texts[0], "spans", ())), "--position"),
                 sites=None if sites is None else [name.strip() for name in sites.split(",")],
                 along=along,  # type: ignore[arg-type] - score says what it knows
+                reduce=reduce if reduce is None or reduce == "sum" else integer(reduce, "--reduce", "sum"),  # type: ignore[arg-type]
             )
         found = found if by is None else [scores.aggregate(by) for scores in found]
         if save_path is not None:
             found[0].save(save_path)
         if html_path is not None:
             drawn = [choosing.static(one, None if view is None else choosing.choose(one, view)) for one in found]
-            called = prompts[0] if prompt is not None else f"{len(prompts)} prompts"
+            called = texts[0] if prompt is not None else f"{len(prompts)} prompts"
             files.write(html_path, markup.page(f"{scope_text(found[0].meta)}: {called}", *drawn))
         if json_path is not None:
             _write_json(found, json_path, lines=prompts_path is not None)
@@ -151,7 +167,9 @@ def flow(
     prompt: Prompt,
     model: Model = None,
     backend: WhichBackend = Backend.auto,
-    scope: Scope = "semantic",
+    continuation: Continued = None,
+    generate: Generated = None,
+    scope: Scope = None,
     target: Target = None,
     versus: Versus = None,
     passes: Passes = None,
@@ -171,11 +189,13 @@ def flow(
 ) -> None:
     """Split the scores of a PROMPT over heads, MLPs and positions, and print what adds up and what carries most."""
     with one_line_errors("flow"):
-        recipe = scope_of(scope, target, versus, passes, rank)
+        goes_on = continuation is not None or generate is not None
+        recipe = scope_of(scope or ("continuation" if goes_on else None), target, versus, passes, rank)
         with quiet():
             loaded = model_of(model, backend)
             rows = sources if sources in (None, "each") else [_position_or_token(part) for part in sources.split(",")]
-            found = ls.flow(loaded, prompt, recipe, position=position, sources=rows, edges=edges)
+            text = text_of(loaded, prompt, continuation, generate)
+            found = ls.flow(loaded, text, recipe, position=position, sources=rows, edges=edges)
             orders, routes = found.orders(), found.paths(paths, budget=max(48, paths)) if paths else None
         if save_path is not None:
             found.save(save_path)
@@ -221,13 +241,14 @@ def main() -> None:
     """The entry point of the console script."""
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    say_as_it_can()  # the help too
     app()
 
 
-def _positions(text: str, word: str, option: str) -> Any:
-    if text == word:
-        return word
-    numbers = [integer(part, option, word) for part in text.split(",")]
+def _positions(text: str, words: Sequence[str], option: str) -> Any:
+    if text in words:
+        return text
+    numbers = [integer(part, option, words[0]) for part in text.split(",")]
     return numbers if "," in text else numbers[0]
 
 

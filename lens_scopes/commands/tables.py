@@ -34,14 +34,33 @@ def of_scores(scores: Scores) -> Iterable[Any]:
     what = grids.measure(unit_text(scores.meta), scores.values, scores.stderr)
     yield f"{scope_text(scores.meta)} on {scores.meta['model']}, {what}"
     several = "target_pos" in scores.dims
-    wanted = scores.coords["target_pos"] if several else (scores.meta["position"],)
+    if not several:
+        yield from _predictions(scores)
+        yield from _one_position(scores)
+        return
+    wanted = scores.coords["target_pos"]
     for n, position in enumerate(wanted[:_MOST_TABLES]):
         yield _prediction(scores, n)
-        yield from _one_position(scores.sel(target_pos=position) if several else scores)
+        yield from _one_position(scores.sel(target_pos=position))
     if len(wanted) > _MOST_TABLES:
         yield f"({len(wanted) - _MOST_TABLES} more positions: --html, --json or --save have them)"
     if note := columns_of(scores)[1]:
         yield f"({note})"
+
+
+def _predictions(result: Scores | Flow) -> Iterable[str]:
+    """What is explained: one prediction, or the tokens of several positions that are one answer or one sum."""
+    positions = result.meta["positions"]
+    if len(positions) == 1:
+        yield _prediction(result, 0)
+        return
+    about = [one for target in result.meta["targets"] for one in tokens_of(target)[:1]]
+    told = "Summed over" if "reduce" in result.meta else "Explained as one:"
+    whole = f"; together {markup.number(result.meta['value'])}" if "value" in result.meta else ""
+    if about:
+        yield f"{told} {', '.join(map(markup.explained, about))}{whole}"
+    else:
+        yield f"{told} the predictions after positions {positions[0]} to {positions[-1]}{whole}"
 
 
 def _one_position(scores: Scores) -> Iterable[Any]:
@@ -106,7 +125,7 @@ def of_flow(flow: Flow, top: int, orders: "pd.DataFrame", routes: "pd.DataFrame 
     what = grids.measure(UNITS[flow.units], flow.total, flow.stderr)
     whose = "all tokens together" if flow.meta.get("together") else f"{len(flow.sources)} source tokens"
     yield f"{scope_text(flow.meta)} on {flow.meta['model']}: {markup.number(whole)} ({what}), {whose}"
-    yield _prediction(flow, 0)
+    yield from _predictions(flow)
     if flow.last is not None:
         yield from _last_heads(flow, top, whole)
     yield "By how many heads are on the way, which is all of it:"

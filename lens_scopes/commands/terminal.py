@@ -42,10 +42,21 @@ WhichBackend = Annotated[
     Backend, typer.Option(help="The host: HookedTransformer, TransformerBridge, or what there is.")
 ]
 
-Prompt = Annotated[str, typer.Argument(help="The text whose next token is explained.")]
-PromptOrFile = Annotated[str | None, typer.Argument(help="The text whose next token is explained. (or: --prompts)")]
+_PROMPT = "The text whose next token is explained; - reads it from stdin."
+Prompt = Annotated[str, typer.Argument(help=_PROMPT)]
+PromptOrFile = Annotated[str | None, typer.Argument(help=f"{_PROMPT} (or: --prompts)")]
+Continued = Annotated[
+    str | None, typer.Option("--continuation", help="An answer after the prompt: its tokens are explained as one.")
+]
+Generated = Annotated[int | None, typer.Option("--generate", help="Explain so many tokens that the model itself says.")]
 #: The scopes that need no argument can be written on a command line.
-Scope = Annotated[str, typer.Option(metavar=f"[{'|'.join(writable())}]", help="What is explained.")]
+Scope = Annotated[
+    str | None,
+    typer.Option(
+        metavar=f"[{'|'.join(writable())}]",
+        help="What is explained. (default: semantic; with --continuation or --generate: continuation)",
+    ),
+]
 Target = Annotated[str | None, typer.Option(help="semantic: a token, or #id. (default: what the model predicts)")]
 Versus = Annotated[str | None, typer.Option(help="semantic: the token whose logit is subtracted, or #id.")]
 Passes = Annotated[
@@ -59,11 +70,22 @@ def model_of(name: str | None, backend: Backend) -> Any:
     return ls.demo.load(backend.value) if name is None else ls.load(name, backend=backend.value)
 
 
-def scope_of(name: str, target: str | None, versus: str | None, passes: str | None, rank: int | None) -> Any:
+def text_of(model: Any, prompt: Any, continued: str | None, generated: int | None) -> Any:
+    """The prompt that the options make: a text of its own, or one that goes on."""
+    whole = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
+    if continued is not None and generated is not None:
+        msg = "--continuation and --generate are two ways to go on after the prompt: give one of them"
+        raise ValueError(msg)
+    if continued is not None:
+        return ls.join(model, whole, continued)
+    return whole if generated is None else ls.generate(model, whole, max_new_tokens=generated)
+
+
+def scope_of(name: str | None, target: str | None, versus: str | None, passes: str | None, rank: int | None) -> Any:
     """The scope that the options describe."""
     options = {"target": target, "versus": versus, "passes": passes, "rank": rank}
     given = {option: value for option, value in options.items() if value is not None}
-    known = writable()
+    known, name = writable(), name or "semantic"
     if name not in known:
         msg = f"--scope is one of {', '.join(map(repr, known))}, got {name!r}"
         raise ValueError(msg)
@@ -101,10 +123,15 @@ _READ: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def say(*parts: Any) -> None:
-    """Print to stdout: text as it is, tables to the width of the terminal; what its encoding lacks, by other signs."""
+def say_as_it_can() -> None:
+    """What stdout's encoding lacks is written by other signs, and not an error."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=_SAID)
+
+
+def say(*parts: Any) -> None:
+    """Print to stdout: text as it is, tables to the width of the terminal; what its encoding lacks, by other signs."""
+    say_as_it_can()
     console = Console(soft_wrap=False, highlight=False)
     # Without a terminal there is no width to fit: a log or a pipe gets whole lines.
     if not console.is_terminal:

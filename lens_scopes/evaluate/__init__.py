@@ -2,7 +2,7 @@
 
 Ablation curves and leave-one-out as in arXiv 2601.16407 (section on evaluation), and a paired comparison of methods.
 The default differs from the authors' protocol: attribution and evaluation aim at one token, the clean prediction of the
-prompt's last position. ``protocol="paper"`` does what the authors did (see ``protocol``).
+prompt's last position. ``protocol="paper"`` does what the authors did (see ``lens_scopes.evaluate.protocol``).
 """
 
 from lens_scopes.evaluate.curve import FULL_CURVE, Curve, ablation_curve

@@ -145,8 +145,8 @@ def ablation_curve(
         scores: for each prompt one number per token: Scores with a single site, or tensors [pos]. Signed ones are
             ranked by value, not by magnitude.
         fractions: shares of tokens; ``FULL_CURVE`` for all of it.
-        replace: "zero", "mean", "delete" or "resample" (see ``ablation``).
-        protocol: None, or "paper" (see ``protocol``).
+        replace: "zero", "mean", "delete" or "resample" (see ``lens_scopes.evaluate.ablation``).
+        protocol: None, or "paper" (see ``lens_scopes.evaluate.protocol``).
         mode: "comprehensiveness" takes the top tokens out; "sufficiency" takes out all others.
         skip: positions that are never taken out nor ranked, e.g. (0,) for the first token, a common attention sink.
         corpus: token ids that "resample" draws from; None: those of all prompts.

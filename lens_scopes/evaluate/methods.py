@@ -95,7 +95,7 @@ def _named(name: str) -> Method:
 
 def _scores(question: Question, scope: Scope, along: str | None = None) -> Values:
     found = score(question.model, question.ids, scope, position=question.position, sites="embed", along=along)  # type: ignore[arg-type]
-    return found.values[0].double()
+    return found.values[0, : len(question.ids)].double()  # a continuation adds tokens of its own
 
 
 def _log_prob(question: Question) -> Metric:

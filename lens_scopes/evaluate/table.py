@@ -239,7 +239,7 @@ def compare_methods(
     Args:
         model: a HookedTransformer or TransformerBridge, in eval mode. It is left as it came.
         prompts: see ``score``.
-        methods: names (see ``methods``), or scopes and functions by the name that they get in the table.
+        methods: names (``lens_scopes.evaluate.METHODS``), or scopes and functions by the name that they get there.
         baseline: the method that differences are taken to; added if it is not among the methods.
         seed: of random rankings, resampled tokens, bootstrap and sign flips.
         fractions: see ``ablation_curve``.

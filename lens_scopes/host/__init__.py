@@ -5,6 +5,8 @@ and TransformerBridge (3.x, 4.x) share; nothing here imports, subclasses or asks
 """
 
 from lens_scopes.host.capture import Seen, run_to_last_residual, watching
+from lens_scopes.host.generating import generate
+from lens_scopes.host.joining import join
 from lens_scopes.host.loading import load
 from lens_scopes.host.model import Host
 from lens_scopes.host.prompts import encode, special_ids, token_id, token_texts, twin_of
@@ -17,7 +19,9 @@ __all__ = [
     "Readout",
     "Seen",
     "encode",
+    "generate",
     "is_causal",
+    "join",
     "load",
     "read_out",
     "roles_of",

@@ -198,23 +198,6 @@ class Host:
                 found.append(name)
         return tuple(dict.fromkeys(found))
 
-    def as_now(self) -> Callable[[], None]:
-        """What brings the hooks back to what they are now, after TransformerLens was stopped while it had its own."""
-        points = {id(point): point for point in self._points.values()}.values()
-        now = [(point, list(point.fwd_hooks), set(point._forward_hooks)) for point in points]
-        level = getattr(self.model, "context_level", None)
-
-        def undo() -> None:
-            for point, listed, known in now:
-                for key in set(point._forward_hooks) - known:
-                    del point._forward_hooks[key]
-                if len(point.fwd_hooks) > len(listed):
-                    point.fwd_hooks = [handle for handle in point.fwd_hooks if any(handle is one for one in listed)]
-            if getattr(self.model, "context_level", None) != level:
-                self.model.context_level = level
-
-        return undo
-
     def sites(self, asked: Any) -> names.Sites:
         """Resolve what the user asked for and check that the model has it.
 

@@ -1,9 +1,10 @@
 """From what users write to token ids, and from token ids to text that people can read."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, Literal, cast
+from types import MappingProxyType
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from lens_scopes.host.model import Host
 from lens_scopes.results.given import Integer, integer, is_integer, listed, shown
+from lens_scopes.results.text import Text, predicting
 
-Prompt = str | Sequence[Integer] | Tensor | np.ndarray | Sequence[dict[str, str]]
-Positions = Integer | Sequence[Integer] | Tensor | np.ndarray | Literal["all"]
+Prompt = Text | str | Sequence[Integer] | Tensor | np.ndarray | Sequence[dict[str, str]]
+#: An index, several of them, "all", or the name of a span of a Text.
+Positions = Integer | Sequence[Integer] | Tensor | np.ndarray | str
 
 # Tokens decoded together to get one right: SentencePiece drops the blank of the first, a character spans up to four.
 _WINDOW = 6
@@ -23,8 +26,8 @@ _WINDOW = 6
 def encode(host: Host, prompt: Prompt) -> Int[Tensor, " pos"]:
     """Token ids of a prompt.
 
-    A string follows the host's own BOS rule and is never cut; ids (list or tensor) are taken exactly as they are; a
-    list of messages goes through the chat template, with a generation prompt unless the last one is the assistant's.
+    A string follows the host's own BOS rule and is never cut; ids (list, tensor or Text) are taken exactly as they are;
+    a list of messages goes through the chat template, with a generation prompt unless the last is the assistant's.
 
     Raises:
         ValueError: empty, longer than the context, ids outside the vocabulary, or text without a tokenizer.
@@ -48,9 +51,11 @@ def encode(host: Host, prompt: Prompt) -> Int[Tensor, " pos"]:
 
 
 def _ids(host: Host, prompt: Prompt) -> Tensor:
+    if isinstance(prompt, Text):
+        return _tensor(list(prompt.ids))
     if isinstance(prompt, str):
-        _tokenizer(host, "a string prompt")
-        return _text_ids(host, prompt) if prompt else _tensor([])
+        tokenizer_of(host, "a string prompt")
+        return text_ids(host, prompt) if prompt else _tensor([])
     if isinstance(prompt, Tensor | np.ndarray):
         flat = prompt.reshape(-1)
         whole = not len(flat) or is_integer(flat[0])
@@ -61,11 +66,11 @@ def _ids(host: Host, prompt: Prompt) -> Tensor:
             raise ValueError(msg)
         return _tensor(flat.tolist())
     if isinstance(prompt, list | tuple) and all(isinstance(entry, dict) for entry in prompt) and prompt:
-        return _chat(host, cast("list[dict[str, str]]", prompt))
+        return _tensor(plain_ids(host, chat_text(host, cast("list[dict[str, str]]", prompt))))
     if isinstance(prompt, list | tuple) and all(map(is_integer, prompt)):
         return _tensor([int(cast("int", entry)) for entry in prompt])
     msg = (
-        f"a prompt is a string, a list of ids, a tensor of ids or a list of chat messages, got {shown(prompt)};"
+        f"a prompt is a string, a list or tensor of ids, a Text or a list of chat messages, got {shown(prompt)};"
         " for several prompts write score_batch"
     )
     raise TypeError(msg)
@@ -93,19 +98,34 @@ def _tensor(ids: list[int]) -> Int[Tensor, " pos"]:
     return torch.tensor(ids, dtype=torch.long, device="cpu")
 
 
-def _chat(host: Host, messages: list[dict[str, str]]) -> Tensor:
-    tokenizer = _tokenizer(host, "a chat prompt")
+def spans_of(prompt: Prompt) -> Mapping[str, tuple[int, int]]:
+    """The named spans that a prompt comes with."""
+    return prompt.spans if isinstance(prompt, Text) else {}
+
+
+def chat_text(host: Host, messages: Sequence[dict[str, str]]) -> str:
+    """Messages as the chat template writes them, with a generation prompt unless the last is the assistant's.
+
+    Raises:
+        ValueError: no tokenizer, or one without a chat template.
+
+    """
+    tokenizer = tokenizer_of(host, "a chat prompt")
     if not getattr(tokenizer, "chat_template", None):
         msg = f"the prompt is a chat, and {host.name}'s tokenizer has no chat template; write the prompt as one string"
         raise ValueError(msg)
-    text = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=messages[-1].get("role") != "assistant"
+    return tokenizer.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=messages[-1].get("role") != "assistant"
     )
+
+
+def plain_ids(host: Host, text: str) -> list[int]:
+    """The ids of a text in which special tokens are written out: nothing is added."""
     _refuse_half_characters(text, "a chat prompt")
-    return _tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return host.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _text_ids(host: Host, prompt: str) -> Int[Tensor, " pos"]:
+def text_ids(host: Host, prompt: str) -> Int[Tensor, " pos"]:
     """The host's own rule; but a text that begins with the BOS (a rendered chat template) does not get another."""
     _refuse_half_characters(prompt, "a prompt")
     with torch.device("cpu"):  # TransformerLens makes the ids on torch's default device
@@ -121,24 +141,36 @@ def brings_its_bos(host: Host, prompt: Prompt) -> bool:
     return isinstance(prompt, str) and bool(text) and prompt.startswith(text)
 
 
-def _tokenizer(host: Host, what: str) -> Any:
+def tokenizer_of(host: Host, what: str) -> Any:
+    """The model's tokenizer, for something that needs one.
+
+    Raises:
+        ValueError: it has none.
+
+    """
     if host.tokenizer is None:
         msg = f"{what} needs a tokenizer, and {host.name} has none; give token ids instead"
         raise ValueError(msg)
     return host.tokenizer
 
 
-def positions_of(asked: Positions, length: int) -> tuple[int, ...]:
-    """Positions of a prompt as non-negative numbers.
+def positions_of(
+    asked: Positions, length: int, spans: Mapping[str, tuple[int, int]] = MappingProxyType({})
+) -> tuple[int, ...]:
+    """Positions of a prompt as non-negative numbers; a span's name means those that predict its tokens.
 
     Raises:
-        ValueError: none, the same twice, or another word than "all".
-        TypeError: something else than an index, a list of them or "all".
+        ValueError: none, the same twice, another word than "all" or a span's name, or a span that begins the text,
+            whose first token nothing predicts.
+        TypeError: something else than an index, a list of them or a word.
         IndexError: outside the prompt.
 
     """
+    if isinstance(asked, str) and asked in spans:
+        return tuple(predicting(asked, *spans[asked]))
     if isinstance(asked, str) and asked != "all":
-        msg = f"position is an index, a list of them or 'all', got {asked!r}; write e.g. -1"
+        known = f", 'all' or a span of the text ({', '.join(map(repr, spans))})" if spans else " or 'all'"
+        msg = f"position is an index, a list of them{known}, got {asked!r}; write e.g. -1"
         raise ValueError(msg)
     numbers = list(range(length)) if isinstance(asked, str) else [integer(p, "a position") for p in listed(asked)]
     if not numbers:
@@ -187,7 +219,7 @@ def token_id(host: Host, token: str | Integer) -> int:
         if not 0 <= token < host.vocab:
             raise ValueError(_outside(host, token))
         return token
-    tokenizer = _tokenizer(host, f"the target {token!r}")
+    tokenizer = tokenizer_of(host, f"the target {token!r}")
     _refuse_half_characters(token, "a target")
     found = _one_token(tokenizer, token)
     if found is not None:

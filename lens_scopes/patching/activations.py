@@ -56,6 +56,6 @@ class Activations:
         """The ends of both runs: clean, corrupted."""
         pair = self.pair
         return tuple(  # pyright: ignore[reportReturnType]
-            trace_of(pair.host, ids[None], Captured(at, {}, at[pair.host.last_residual]), [pair.position])
+            trace_of(pair.host, ids[None], Captured(at, {}, at[pair.host.last_residual]), pair.positions)
             for ids, at in ((pair.clean, self.clean), (pair.corrupted, self.corrupted))
         )

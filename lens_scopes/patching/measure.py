@@ -15,14 +15,14 @@ from lens_scopes.calculus.trace import Trace
 from lens_scopes.calculus.variants import Kept, RowEdit
 from lens_scopes.host import Host, token_texts
 from lens_scopes.host.fitness import refuse_dropout
-from lens_scopes.host.prompts import Prompt
+from lens_scopes.host.prompts import Positions, Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.patching.activations import Activations
 from lens_scopes.patching.pair import Pair, changed
 from lens_scopes.patching.places import At, places_of, sites_of
-from lens_scopes.results.given import Integer
 from lens_scopes.results.scores import Scores
-from lens_scopes.scopes.protocol import Quantity, Scope, cotangents_of, one_per_run, quantity, resolve, site_of, text_of
+from lens_scopes.scopes.protocol import Scope, cotangents_at, site_of, text_of
+from lens_scopes.scopes.quantity import Quantities, one_per_run, quantities
 from lens_scopes.scopes.state import FinalState
 from lens_scopes.sites import EMBED, FINAL, STREAM, layer_of
 
@@ -37,7 +37,7 @@ def measure(
     corrupted: Prompt,
     scope: Scope,
     *,
-    position: Integer = -1,
+    position: Positions = -1,
     sites: str | list[str] | tuple[str, ...] | None = None,
     where: Bool[Tensor, "site pos ..."] | Bool[np.ndarray, "site pos ..."] | Sequence[Any] | None = None,
     together: bool = False,
@@ -81,19 +81,19 @@ def measure(
         torch.Size([])
 
     """
-    pair = Pair.of(model, clean, corrupted, position)
+    pair = Pair.of(model, clean, corrupted, scope, position)
     host = pair.host
     wanted = sites_of(host, sites, where)
     refuse_dropout(host.model)
     with host.alone():
         found = Activations.of(pair, _opened(host, wanted.names, scope), cache)
         clean_run, run = found.traces()
-        scope = resolve(scope, clean_run.state(0, 0))
-        reference = run.state(0, 0)
-        made = cotangents_of(scope, reference)
+        pair = pair.resolved(clean_run)
+        reference = run.ends(0)
+        (made,) = cotangents_at(pair.scope, reference)
         differs = torch.stack([changed(found.clean[name][0], found.corrupted[name][0]) for name in wanted.names]).cpu()
         places = places_of(host, wanted, where, differs)
-        kept = Kept(host, pair.corrupted, found.corrupted).cut(pair.position + 1)
+        kept = Kept(host, pair.corrupted, found.corrupted).cut(max(pair.positions) + 1)
         differs[:, len(kept.tokens) :] = False
         # Together, a place where the runs agree still matters: what is patched before it may change it.
         indices = [i for i in places.asked.nonzero().tolist() if together or differs[i[0]][places.at(i)].any()]
@@ -101,12 +101,13 @@ def measure(
             msg = "together patches a set of places in one run, and where asks for no place; set one of its entries"
             raise ValueError(msg)
         patches = [_patch(found.clean, wanted.names[i[0]], places.at(i)) for i in indices]
-        value = _Value(run, reference, quantity(scope, reference), site_of(scope), text_of(scope))
+        quantity = quantities(pair.scope, reference)
+        value = _Value(run, reference, quantity, site_of(pair.scope), text_of(pair.scope))
         before, clean_value = (float(value.of(one)) for one in (run, clean_run))
         patched = value.of_patched(kept, [patches] if together else [[patch] for patch in patches])
     effects = torch.full(places.asked.shape, torch.nan, dtype=torch.float64).masked_fill(places.asked, 0.0)
     texts = token_texts(host, pair.corrupted.tolist())
-    meta = describe(run, 0, [made], scope, (), corrupted)
+    meta = describe(run, 0, [made], pair.asked, ())
     meta |= {
         "units": "squared" if made.squared else "signed",
         "along": "tensor",
@@ -151,19 +152,20 @@ class _Value:
     """What the scope measures, of runs that end as the corrupted one does."""
 
     run: Trace
-    reference: FinalState
-    quantity: Quantity
+    reference: Sequence[FinalState]
+    """Its ends at the positions."""
+    quantity: Quantities
     site: str
     name: str
 
     def of(self, run: Trace) -> Tensor:
         """Of one of the two prompts' own runs."""
-        inner = None if self.site == FINAL else run.sites[self.site][:, run.positions[0]]
-        return self._at(run.last[:, 0], inner).reshape(())
+        inner = None if self.site == FINAL else run.sites[self.site][:, list(run.positions)]
+        return self._at(run.last, inner).reshape(())
 
     def of_patched(self, kept: Kept, patches: Sequence[Sequence[tuple[str, RowEdit]]]) -> Float[Tensor, " run"]:
         """Of each run with its patches."""
-        (at,) = self.run.positions
+        at = list(self.run.positions)
         found = torch.zeros(len(patches), dtype=torch.float64)
         for rows, last, inner in kept.run(patches, self.site):
             found[rows] = self._at(last[:, at], None if inner is None else inner[:, at]).double().cpu()
@@ -171,10 +173,16 @@ class _Value:
 
     @torch.no_grad()
     def _at(
-        self, last: Float[Tensor, "row d_model"], inner: Float[Tensor, "row d_model"] | None
+        self, last: Float[Tensor, "row position d_model"], inner: Float[Tensor, "row position d_model"] | None
     ) -> Float[Tensor, " row"]:
         """A scope may look at all logits, so only so many rows at a time."""
-        size = max(1, _LOGITS // self.run.host.vocab)
+        size = max(1, _LOGITS // (self.run.host.vocab * len(self.reference)))
         parts = zip(last.split(size), [None] * len(last) if inner is None else inner.split(size), strict=False)
-        states = (self.run.states(self.reference, x, {} if y is None else {self.site: y}) for x, y in parts)
-        return torch.cat([one_per_run(self.quantity(state), len(state.y), self.name) for state in states])
+        states = (
+            [
+                self.run.states(end, x[:, n], {} if y is None else {self.site: y[:, n]})
+                for n, end in enumerate(self.reference)
+            ]
+            for x, y in parts
+        )
+        return torch.cat([one_per_run(self.quantity(some), len(some[0].y), self.name) for some in states])

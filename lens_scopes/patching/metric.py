@@ -4,21 +4,23 @@ The scope says which (``scopes.protocol.quantity``): its ``value`` at the state 
 ``divergence`` from the prompt that the metric was made for. README's table of scopes lists them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from lens_scopes.calculus.asked import Asked
 from lens_scopes.calculus.trace import trace
-from lens_scopes.host import Host, Seen, encode, watching
-from lens_scopes.host.prompts import Prompt, one_position
+from lens_scopes.host import Host, Seen, watching
+from lens_scopes.host.prompts import Positions, Prompt
 from lens_scopes.host.undo import guarded
-from lens_scopes.results.given import Integer
-from lens_scopes.scopes.protocol import Quantity, Scope, one_per_run, quantity, site_of, text_of
+from lens_scopes.patching.pair import one_output
+from lens_scopes.scopes.protocol import Scope, site_of, text_of
+from lens_scopes.scopes.quantity import Quantities, one_per_run, quantities
 from lens_scopes.scopes.state import FinalState
 from lens_scopes.sites import FINAL
 
@@ -34,10 +36,10 @@ class ScopeMetric:
 
     name: str
     site: str
-    position: int
-    value: Quantity
-    reference: FinalState = field(repr=False)
-    """The end of the prompt that the metric was made for."""
+    positions: tuple[int, ...]
+    value: Quantities
+    reference: Sequence[FinalState] = field(repr=False)
+    """The end of the prompt that the metric was made for, at the positions."""
     transform: Callable[[Tensor], Tensor] = field(repr=False)
     """What the model does to its raw logits."""
     seen: Seen = field(default_factory=Seen, repr=False)
@@ -51,24 +53,27 @@ class ScopeMetric:
         """One number per prompt.
 
         Raises:
-            ValueError: logits that do not reach the position, or a scope whose ``value`` is not one number per run.
+            ValueError: logits that do not reach the positions, or a scope whose ``value`` is not one number per run.
             RuntimeError: logits of another run than the model's latest, or used after the ``with`` block.
 
         """
-        if logits.ndim != 3 or logits.shape[1] <= self.position:
-            msg = f"{self.name} at position {self.position} needs logits [batch, pos, vocab], got {tuple(logits.shape)}"
+        last = max(self.positions)
+        if logits.ndim != 3 or logits.shape[1] <= last:
+            msg = f"{self.name} at position {last} needs logits [batch, pos, vocab], got {tuple(logits.shape)}"
             raise ValueError(msg)
         activation = self.seen.activation
-        if activation is None or activation.shape[:2] != logits.shape[:2] or not self._made(logits[:, self.position]):
+        if activation is None or activation.shape[:2] != logits.shape[:2] or not self._made(logits[:, last]):
             msg = (
                 f"{self.name} has not seen the run that these logits {tuple(logits.shape)} come from, or another came "
                 "after it; run the model and call the metric on its logits at once, inside 'with "
                 "lens_scopes.patching.metric(...) as metric:'"
             )
             raise RuntimeError(msg)
-        read = activation[:, self.position].clone()  # a scope may edit what it gets
-        state = replace(self.reference, y=read, logits=logits[:, self.position].clone(), stream={self.site: read})
-        return one_per_run(self.value(state), len(logits), self.name)
+        states = []
+        for position, reference in zip(self.positions, self.reference, strict=True):
+            read = activation[:, position].clone()  # a scope may edit what it gets
+            states.append(replace(reference, y=read, logits=logits[:, position].clone(), stream={self.site: read}))
+        return one_per_run(self.value(states), len(logits), self.name)
 
     def _made(self, logits: Float[Tensor, "batch vocab"]) -> bool:
         """Whether the latest run made these logits."""
@@ -80,13 +85,14 @@ class ScopeMetric:
 
 
 @contextmanager
-def metric(model: Any, prompt: Prompt, scope: Scope, *, position: Integer = -1) -> Iterator[ScopeMetric]:
+def metric(model: Any, prompt: Prompt, scope: Scope, *, position: Positions = -1) -> Iterator[ScopeMetric]:
     """The scope as a callable on logits, for ``transformer_lens.patching`` and ``attribution_patch``.
 
     Args:
         model: a HookedTransformer or TransformerBridge; hooks are on it within the block only.
         prompt: what token targets are resolved on (the clean prompt); for Fisher and for a scope that is a function,
-            the prompt whose distribution, or cotangent, is the reference (the corrupted one).
+            the prompt whose distribution, or cotangent, is the reference (the corrupted one). For a ``Continuation``
+            join the answer to the prompts that you run.
         scope: see ``score``.
         position: whose next-token prediction is measured.
 
@@ -98,18 +104,18 @@ def metric(model: Any, prompt: Prompt, scope: Scope, *, position: Integer = -1) 
 
     """
     host = Host(model)
-    tokens = encode(host, prompt)
-    at = one_position(position, len(tokens))
+    asked = one_output(host, prompt, scope, position)
     site = site_of(scope)
-    found = _prepared(host, tokens, scope, site, at)
-    with watching(host, site, at) as found.seen:
+    found = _prepared(host, asked, site)
+    with watching(host, site, max(asked.positions)) as found.seen:
         yield found
 
 
 @guarded
-def _prepared(host: Host, tokens: Int[Tensor, " pos"], scope: Scope, site: str, at: int) -> ScopeMetric:
+def _prepared(host: Host, asked: Asked, site: str) -> ScopeMetric:
     """The metric before any run of the user's."""
     opened = () if site == FINAL else host.sites([site]).names
-    run = trace(host, tokens[None], opened, [at])
-    reference = run.state(0, 0)
-    return ScopeMetric(text_of(scope), site, at, quantity(scope, reference), reference, run.readout.transform)
+    run = trace(host, asked.tokens, opened, asked.positions)
+    reference = run.ends(0)
+    value = quantities(asked.scope, reference)
+    return ScopeMetric(text_of(asked.scope), site, asked.positions, value, reference, run.readout.transform)

@@ -1,53 +1,95 @@
 """A clean and a corrupted prompt of one length, and the scope that is asked about them."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from lens_scopes.calculus.asked import Asked, ask
 from lens_scopes.calculus.trace import Trace, trace
-from lens_scopes.host import Host, encode
-from lens_scopes.host.prompts import Prompt, one_position
-from lens_scopes.results.given import Integer
-from lens_scopes.scopes.protocol import Scope, site_of
+from lens_scopes.host import Host
+from lens_scopes.host.prompts import Positions, Prompt
+from lens_scopes.scopes.protocol import Scope, resolve, site_of, spans_positions
 from lens_scopes.sites import FINAL
 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Two prompts whose activations match position by position."""
+    """Two prompts whose activations match position by position, and what is asked about both."""
 
     host: Host
     clean: Int[Tensor, " pos"]
     corrupted: Int[Tensor, " pos"]
-    position: int
+    asked: Asked
+    """About the corrupted prompt; ``resolved`` fixes its scope to what it means on the clean one."""
 
     @classmethod
-    def of(cls, model: Any, clean: Prompt, corrupted: Prompt, position: Integer) -> "Pair":
+    def of(cls, model: Any, clean: Prompt, corrupted: Prompt, scope: Scope, position: Positions) -> "Pair":
         """Encode both.
 
         Raises:
-            ValueError: prompts of different length, or more than one position.
+            ValueError: prompts of different length, more than one position, or answers that differ between the two.
             IndexError: a position outside the prompts.
 
         """
         host = Host(model)
-        ids = encode(host, clean), encode(host, corrupted)
-        if len(ids[0]) != len(ids[1]):
+        both = [one_output(host, prompt, scope, position) for prompt in (clean, corrupted)]
+        lengths = [len(one.ids) for one in both]
+        if lengths[0] != lengths[1]:
             msg = (
-                f"patching moves activations position by position, but clean has {len(ids[0])} tokens and corrupted "
-                f"{len(ids[1])}; write prompts of one length"
+                f"patching moves activations position by position, but clean has {lengths[0]} tokens and corrupted "
+                f"{lengths[1]}; write prompts of one length"
             )
             raise ValueError(msg)
-        return cls(host, *ids, one_position(position, len(ids[0])))
+        if spans_positions(scope):
+            answers = [[int(one.ids[p + 1]) if p + 1 < len(one.ids) else -1 for p in one.positions] for one in both]
+            if both[0].positions != both[1].positions or answers[0] != answers[1]:
+                msg = (
+                    "patching asks about one answer: clean and corrupted have to go on with the same tokens, at the "
+                    f"same positions, got {answers[0]} after {both[0].positions[0]} and {answers[1]} after "
+                    f"{both[1].positions[0]}; join the answer to both prompts"
+                )
+                raise ValueError(msg)
+        return cls(host, both[0].ids, both[1].ids, both[1])
 
-    def trace(self, tokens: Int[Tensor, " pos"], names: tuple[str, ...], scope: Scope) -> Trace:
+    @property
+    def scope(self) -> Scope:
+        """What is asked."""
+        return self.asked.scope
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Where."""
+        return self.asked.positions
+
+    def resolved(self, clean: Trace) -> "Pair":
+        """The same with the scope's tokens fixed to what they are on the clean run."""
+        if spans_positions(self.scope):
+            return self  # its tokens are the text's own
+        return replace(self, asked=replace(self.asked, scope=resolve(self.scope, clean.state(0, 0))))
+
+    def trace(self, tokens: Int[Tensor, " pos"], names: Sequence[str]) -> Trace:
         """One of the prompts with the sites open, and the site that the scope reads."""
-        inner = site_of(scope)
-        extra = [] if inner == FINAL or inner in names else list(self.host.sites([inner]).names)
-        return trace(self.host, tokens[None], [*names, *extra], [self.position])
+        return trace(self.host, tokens[None], [*names, *self.inner(names)], self.positions)
+
+    def inner(self, names: Sequence[str]) -> list[str]:
+        """The site that the scope reads, if it is an inner one that is not among the names."""
+        site = site_of(self.scope)
+        return [] if site == FINAL or site in names else list(self.host.sites([site]).names)
+
+
+def one_output(host: Host, prompt: Prompt, scope: Scope, position: Positions) -> Asked:
+    """The question about one position, or about those that a scope spans.
+
+    Raises:
+        ValueError: several positions, each on its own.
+        IndexError: outside the prompt.
+
+    """
+    return ask(host, prompt, scope, position).alone("patching")
 
 
 def changed(clean: Tensor, corrupted: Tensor) -> Tensor:

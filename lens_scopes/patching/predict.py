@@ -13,14 +13,15 @@ from lens_scopes.calculus.memory import prompts_at_once
 from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import token_texts
-from lens_scopes.host.prompts import Prompt
+from lens_scopes.host.prompts import Positions, Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.patching.pair import Pair
 from lens_scopes.results.given import Integer, integer
 from lens_scopes.results.scores import Scores
-from lens_scopes.scopes.protocol import Scope, cotangents_of, quantity, resolve, site_of, text_of
+from lens_scopes.scopes.protocol import Scope, cotangents_at, text_of
+from lens_scopes.scopes.quantity import quantities
 from lens_scopes.scopes.state import Cotangents
-from lens_scopes.sites import EMBED, FINAL, Sites, at_or_after
+from lens_scopes.sites import EMBED, Sites, at_or_after
 
 
 @guarded
@@ -30,7 +31,7 @@ def predict(
     corrupted: Prompt,
     scope: Scope,
     *,
-    position: Integer = -1,
+    position: Positions = -1,
     sites: str | list[str] | tuple[str, ...] | None = None,
     steps: Integer = 1,
 ) -> Scores:
@@ -46,7 +47,7 @@ def predict(
         model: a HookedTransformer or TransformerBridge, in eval mode. It is left as it came.
         clean: the prompt that activations are taken from.
         corrupted: the prompt that they are patched into, of the same length.
-        scope: token targets mean what they mean on the clean prompt.
+        scope: token targets mean what they mean on the clean prompt; a ``Continuation`` is the same tokens on both.
         position: whose next-token prediction is measured.
         sites: see ``score``; "z", "q", "k", "v" give an effect per head.
         steps: points of the integration path; 1 is the gradient at the corrupted run.
@@ -63,26 +64,25 @@ def predict(
         RuntimeError: see ``score``.
 
     """
-    pair = Pair.of(model, clean, corrupted, position)
+    pair = Pair.of(model, clean, corrupted, scope, position)
     wanted = pair.host.sites(sites)
     steps = integer(steps, "steps (they count the points of the path)", 1)
     # The ends of the path of integration.
     opened = wanted.names if steps == 1 or EMBED in wanted.names else (*wanted.names, EMBED)
-    clean_run = pair.trace(pair.clean, opened, scope)
-    scope = resolve(scope, clean_run.state(0, 0))
-    run = pair.trace(pair.corrupted, opened, scope)
-    state = run.state(0, 0)
-    made = cotangents_of(scope, state)
+    clean_run = pair.trace(pair.clean, opened)
+    pair = pair.resolved(clean_run)
+    run = pair.trace(pair.corrupted, opened)
+    (made,) = cotangents_at(pair.scope, run.ends(0))
     if not made.squared and len(made.vectors) > 1:
         msg = f"{len(made.vectors)} cotangents in norm units have no common sign; return one, or squared=True"
         raise ValueError(msg)
     if made.squared and steps > 1:
-        msg = f"steps={steps}: {scope!r} predicts a squared form, which no path integral completes; write steps=1"
+        msg = f"steps={steps}: {pair.scope!r} predicts a squared form, which no path integral completes; write steps=1"
         raise ValueError(msg)
     _refuse_later(pair, wanted, made)
     delta = {name: _wide(clean_run.sites[name][0].detach()) - _wide(run.sites[name][0].detach()) for name in opened}
-    ends = {} if made.squared else _metric(scope, run, clean_run)
-    meta = describe(run, 0, [made], scope, (), corrupted)
+    ends = {} if made.squared else _metric(pair.scope, run, clean_run)
+    meta = describe(run, 0, [made], pair.asked, ())
     meta |= {
         "units": "squared" if made.squared else "signed",
         "along": "tensor",
@@ -96,7 +96,7 @@ def predict(
     else:
         corrupted_end = run.sites[EMBED].detach()
         del clean_run
-        found = _integrate(pair, scope, delta, corrupted_end, steps)
+        found = _integrate(pair, delta, corrupted_end, steps)
         meta["gap"] = ends["clean"] - ends["corrupted"] - float(found[EMBED].sum())
     refuse_nonfinite(run.host, run.tokens, {name: found[name] for name in wanted.names})
     rows = torch.stack([found[name] for name in wanted.names], 1)
@@ -130,13 +130,12 @@ def _contract(run: Trace, made: list[Cotangents], delta: dict[str, Tensor]) -> d
 
 
 def _integrate(
-    pair: Pair, scope: Scope, delta: dict[str, Tensor], corrupted: Float[Tensor, "1 pos d_model"], steps: int
+    pair: Pair, delta: dict[str, Tensor], corrupted: Float[Tensor, "1 pos d_model"], steps: int
 ) -> dict[str, Float[Tensor, "row pos ..."]]:
     """The mean over midpoints of the line between the embeddings; each site keeps its own Δa."""
     midpoints = (torch.arange(steps, dtype=torch.float64, device="cpu") + 0.5) / steps
     size = prompts_at_once(pair.host, len(pair.corrupted))
-    inner = site_of(scope)
-    names = [*delta, *([] if inner == FINAL or inner in delta else [inner])]
+    names = [*delta, *pair.inner(list(delta))]
     total = dict.fromkeys(delta, torch.zeros((), device="cpu"))
     for alphas in tqdm(midpoints.split(size), desc="integrating", leave=False, disable=steps <= size):
         line = corrupted + alphas.to(corrupted)[:, None, None] * delta[EMBED].to(corrupted)
@@ -145,8 +144,8 @@ def _integrate(
             return line.to(activation)
 
         with pair.host.hooks([(EMBED, place)]):
-            run = trace(pair.host, pair.corrupted.expand(len(alphas), -1), names, [pair.position])
-            made = [cotangents_of(scope, run.state(b, 0)) for b in range(len(alphas))]
+            run = trace(pair.host, pair.corrupted.expand(len(alphas), -1), names, pair.positions)
+            made = [cotangents_at(pair.scope, run.ends(b))[0] for b in range(len(alphas))]
             for name, rows in _contract(run, made, delta).items():
                 total[name] = total[name] + rows.sum(0)
     return {name: rows / steps for name, rows in total.items()}
@@ -154,8 +153,8 @@ def _integrate(
 
 def _metric(scope: Scope, corrupted: Trace, clean: Trace) -> dict[str, float]:
     """What the scope measures on both runs."""
-    value = quantity(scope, corrupted.state(0, 0))
-    found = {name: value(run.state(0, 0)) for name, run in (("corrupted", corrupted), ("clean", clean))}
+    value = quantities(scope, corrupted.ends(0))
+    found = {name: value(run.ends(0)) for name, run in (("corrupted", corrupted), ("clean", clean))}
     refuse_nonfinite(corrupted.host, corrupted.tokens, found, f"the number of {text_of(scope)}")
     return {name: float(number) for name, number in found.items()}
 

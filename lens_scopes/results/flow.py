@@ -65,7 +65,7 @@ class Flow:
 
     @property
     def position(self) -> int:
-        """The position explained."""
+        """The position explained; of several that are explained as one, the first (``meta["positions"]`` has all)."""
         return self.meta["positions"][0] if "positions" in self.meta else len(self.tokens) - 1
 
     @property

@@ -94,13 +94,19 @@ class Meta(TypedDict, total=False):
     scope: ScopeData
     """What was explained."""
     position: int | list[int]
-    """The position explained, or the list that was asked for."""
+    """The position explained, or the list that was asked for or explained as one."""
     positions: list[int]
     """The positions explained, always as a list; parallel to targets, predictions and notes."""
     targets: list[Target | None]
     """By position, the token explained; None for scopes that are not about a token."""
     predictions: list[list[Token]]
     """By position, the model's first choices."""
+    value: float
+    """What a scope that spans positions measures on this text: Σ log p of a continuation."""
+    reduce: Literal["sum"]
+    """Whether the positions explained were summed, in squared units."""
+    passes: int
+    """How many backward passes that sum took."""
     freeze: list[str]
     """The parts of the model that were held constant."""
     along: Literal["activation", "tensor"] | None

@@ -16,6 +16,7 @@ of the cotangents, so that a prediction that is nearly certain keeps its digits.
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,9 +27,15 @@ from lens_scopes.results.given import Integer, integer
 from lens_scopes.scopes.factor import Factored, leading, split, whole
 from lens_scopes.scopes.prediction import Prediction
 from lens_scopes.scopes.state import Cotangents, FinalState
+from lens_scopes.scopes.summands import Summands
+from lens_scopes.scopes.sweeps import distances, log_prob_gradients
 
 # Directions that together carry less than this share of tr F are left out of an "exact" sum.
 _NOTHING = 1e-9
+# Above this vocabulary a total over positions draws from tokens, and forms no F.
+_DENSE_UP_TO = 4096
+# Tokens that together carry less than this share of tr F have no row of their own in a total.
+_LEFT_OUT = 1e-4
 # A trace below this has no digits left in float64.
 _LEAST_LOG_TRACE = math.log(1e-305)
 
@@ -93,6 +100,16 @@ class Fisher:
         swept = made.rows.swept.to(rest) if made.tail else rest.new_zeros(probes, rest.shape[1])
         return _cotangents(made, kept, "estimate", swept.index_add(0, slots, rest * signs.to(rest)[:, None]))
 
+    def summands(self, states: Sequence[FinalState], passes: int | None) -> list[Summands]:
+        """F at every position as rows √λ_i u_i; or, of a large vocabulary of which not all is asked, as √p_w g_w."""
+        if passes is not None and self.rank is None and len(states[0].logits) > _DENSE_UP_TO:
+            return by_token(states)
+        made = [(self if self.rank else Fisher(None))(state) for state in states]
+        return [
+            Summands.of(one.vectors.double() * one.root_weights().to(one.vectors.device)[:, None], one.notes)
+            for one in made
+        ]
+
     @property
     def _exact(self) -> int:
         """How many directions have a pass of their own: half of them, but two probes at least have a scatter."""
@@ -108,6 +125,37 @@ class Fisher:
         key = ",".join(map(str, (self.seed, state.position, *state.tokens[: state.position + 1])))
         seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=7).digest(), "big")
         return torch.Generator().manual_seed(seed)
+
+
+def by_token(states: Sequence[FinalState]) -> list[Summands]:
+    """F = Σ_w p_w g_w g_wᵀ at every position with a row √p_w g_w for each token, by two sweeps over the unembedding.
+
+    Tokens that together carry less than 1e-4 of tr F are left out; ``notes["coverage"]`` says what the others carry.
+    """
+    tops = [int(state.logits.argmax()) for state in states]
+    g_top = log_prob_gradients(states, tops)
+    mean = torch.stack([state.rows(top) for state, top in zip(states, tops, strict=True)]) - g_top
+    apart = distances(states, mean)
+    return [_likely(state, top, g, d) for state, top, g, d in zip(states, tops, g_top, apart, strict=True)]
+
+
+def _likely(state: FinalState, top: int, g_top: Float[Tensor, " d_model"], apart: Float[Tensor, " vocab"]) -> Summands:
+    """The tokens that carry F at one position; ``apart`` is ‖g_w‖², but for the likeliest token's."""
+    p = state.probs
+    energy = p * apart
+    energy[top] = p[top] * g_top.double().square().sum()  # a small difference of large numbers else
+    whole = energy.sum()
+    order = energy.argsort(descending=True)
+    carried = energy[order].cumsum(0)
+    kept = order[: int((carried < (1 - _LEFT_OUT) * whole).sum()) + 1]
+    roots = p[kept].sqrt()
+
+    def mix(coefficients: Tensor) -> Tensor:
+        # From the likeliest token's row: exact digits also where its p is nearly 1.
+        rows = state.rows(kept) - state.rows(top) + g_top
+        return (coefficients * roots) @ rows.double()
+
+    return Summands(energy[kept].sqrt(), mix, {"coverage": float(carried[len(kept) - 1] / whole)})
 
 
 def _effective_rank(made: Factored) -> int:

@@ -2,7 +2,7 @@
 
 A scope is any function of the final state that returns cotangents, ``scope(state) -> [d_model] | [k, d_model] |
 Cotangents``. That is enough for ``score``, ``flow`` and ``check``. It may say more about itself; whoever needs that
-asks the functions below, never for its class:
+asks the functions below and in ``quantity``, never for its class:
 
 | attribute | what it says | without it |
 |---|---|---|
@@ -11,17 +11,24 @@ asks the functions below, never for its class:
 | ``resolve(state)`` | the same scope with its tokens fixed to what they are at this state | itself |
 | ``value(state)`` | the number whose gradient its cotangent is, or None | ⟨v, y⟩, its one cotangent v held |
 | ``divergence(state, reference)`` | in squared units: what the form is the second order of, at a reference | none |
+| ``joint(states)`` | one set of cotangents over several positions, vectors [k, position, d_model] | one set for each |
+| ``continues(tail)`` | the scope bound to a prompt, and the ids that it adds to it | nothing added |
+| ``summands(states, passes)`` | in squared units: by position, the rows that a total adds up | its cotangents |
 | ``fields()`` | what it was made with, for ``meta`` | a dataclass's fields; of a function its name |
 
 ``value`` and ``divergence`` are also asked about many runs at once: ``state.y`` and ``state.logits`` then have a
 leading axis, and so has the answer. Formulas that index from the end (``state.logits[..., token]``) just work.
+
+A scope that spans positions (it has ``joint``) is asked with the states of all of them, in order, also by ``value``.
+``continues`` gets a function from text or ids to the ids that they add to the prompt; a scope that adds nothing
+explains the positions asked for, by default those of a Text's "completion".
 
 ``meta["targets"]`` names the ids in the cotangents' ``notes["target"]`` and ``notes["versus"]``, which may differ from
 position to position; without them the attribute ``target``, if it is one token.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import fields, is_dataclass, replace
@@ -42,9 +49,6 @@ from lens_scopes.sites import FINAL, one
 #: A scope is a recipe: final state -> cotangents. A plain function or lambda is a legal scope.
 Scope = Callable[[FinalState], "Cotangents | Tensor"]
 
-#: What a scope measures, as a function of the state.
-Quantity = Callable[[FinalState], Tensor]
-
 
 def cotangents_of(scope: Scope, state: FinalState) -> Cotangents:
     """Call a scope and bring what it returns into one form.
@@ -56,26 +60,69 @@ def cotangents_of(scope: Scope, state: FinalState) -> Cotangents:
         RuntimeError: the scope changed the model's unembedding.
 
     """
-    read = site_of(scope)
-    edits = None if state.weight.is_inference() else state.weight._version
-    made: Any = scope(state)
-    if edits is not None and state.weight._version != edits:
-        msg = (
-            f"{scope!r} changed state.weight in place, which is the model's own unembedding: the model is no longer "
-            "what it was, load it again; write state.weight.clone() where a scope edits"
-        )
-        raise RuntimeError(msg)
+    made = _unedited(scope, scope, state)
     if not isinstance(made, Cotangents):
         made = vector(made, f"what {scope!r} returns (or ls.Cotangents)")
         if made.ndim not in (1, 2):
             msg = f"{scope!r} returned shape {tuple(made.shape)}; a scope returns [d_model] or [k, d_model]"
             raise ValueError(msg)
         made = Cotangents(made.reshape(-1, made.shape[-1]))
-    if made.vectors.shape[1] != len(state.y):
-        length = made.vectors.shape[1]
+    return _checked(scope, made, (len(state.y),), state)
+
+
+def cotangents_at(scope: Scope, states: Sequence[FinalState]) -> list[Cotangents]:
+    """The cotangents of a scope at some positions of a prompt: one set for each, or a single one that spans them.
+
+    Raises:
+        TypeError: see ``cotangents_of``.
+        ValueError: see ``cotangents_of``.
+        RuntimeError: see ``cotangents_of``.
+
+    """
+    joint = said_by(scope, "joint")
+    if joint is None:
+        return [cotangents_of(scope, state) for state in states]
+    made = _unedited(scope, lambda _: joint(states), states[0])
+    return [_checked(scope, made, (len(states), len(states[0].y)), states[0])]
+
+
+def spans_positions(scope: Scope) -> bool:
+    """Whether a scope is about several positions as one."""
+    return said_by(scope, "joint") is not None
+
+
+def said_by(scope: Scope, what: str) -> Callable[..., Any] | None:
+    """What a scope says about itself, if it does: one of the methods above."""
+    found: Any = getattr(scope, what, None)
+    return cast("Callable[..., Any]", found) if callable(found) else None
+
+
+def _unedited(scope: Scope, call: Callable[[FinalState], Any], state: FinalState) -> Any:
+    """What a scope returns, if it left the unembedding as it was."""
+    site_of(scope)  # refuses what is no scope
+    edits = None if state.weight.is_inference() else state.weight._version
+    made = call(state)
+    if edits is not None and state.weight._version != edits:
         msg = (
-            f"{scope!r} gave vectors of length {length}, the model has d_model = {len(state.y)}; write [{len(state.y)}]"
+            f"{scope!r} changed state.weight in place, which is the model's own unembedding: the model is no longer "
+            "what it was, load it again; write state.weight.clone() where a scope edits"
         )
+        raise RuntimeError(msg)
+    return made
+
+
+def _checked(scope: Scope, made: Any, shape: tuple[int, ...], state: FinalState) -> Cotangents:
+    """What a scope returned, if its rows have this shape and live where it says."""
+    read = site_of(scope)
+    if not isinstance(made, Cotangents):
+        msg = f"what joint of {scope!r} returns is ls.Cotangents with vectors [k, position, d_model], got {shown(made)}"
+        raise TypeError(msg)
+    found = tuple(made.vectors.shape[1:])
+    if found != shape:
+        d_model = shape[-1]
+        msg = f"{scope!r} gave vectors of length {found[-1]}, the model has d_model = {d_model}; write [{d_model}]"
+        if len(found) + len(shape) > 2:
+            msg = f"{scope!r} gave rows of shape {list(found)}; write [k, {', '.join(map(str, shape))}]"
         raise ValueError(msg)
     if made.site != read:
         msg = (
@@ -125,8 +172,8 @@ def site_of(scope: Scope) -> str:
 
 def resolve(scope: Scope, state: FinalState) -> Scope:
     """The same scope with its tokens fixed: what they mean at this state they then mean at any other."""
-    fixed: Any = getattr(scope, "resolve", None)
-    return cast("Scope", fixed(state)) if callable(fixed) else scope
+    fixed = said_by(scope, "resolve")
+    return scope if fixed is None else fixed(state)
 
 
 def aimed(scope: Scope, target: int) -> Scope:
@@ -149,72 +196,6 @@ def aimed(scope: Scope, target: int) -> Scope:
             return cast("Scope", found)
     msg = f"{text_of(scope)} has an open target, and no copy of it can be given one; write a dataclass with target"
     raise TypeError(msg)
-
-
-def quantity(scope: Scope, reference: FinalState) -> Quantity:
-    """The number whose change a scope predicts, as a function of the state: what patching measures.
-
-    The scope's ``value`` with its tokens resolved at the reference; its ``divergence`` from the reference; or, of any
-    other scope of one cotangent v in norm units, ⟨v, y⟩ with v taken at the reference.
-
-    Raises:
-        ValueError: several cotangents without a number of their own; a number that depends on which other runs it is
-            asked about with; or what the scope refuses.
-
-    """
-    made = cotangents_of(scope, reference)  # resolves tokens and refuses what the scope refuses
-    scope = resolve(scope, reference)
-    value: Any = getattr(scope, "value", None)
-    divergence: Any = getattr(scope, "divergence", None)
-    if not made.squared and callable(value) and value(reference) is not None:
-        return _run_by_run(cast("Quantity", value), scope, reference)
-    if made.squared and callable(divergence):
-        return _run_by_run(cast("Quantity", partial(divergence, reference=reference)), scope, reference)
-    if made.squared or len(made.vectors) != 1:
-        msg = (
-            f"{text_of(scope)} returns {len(made.vectors)} cotangents in {'squared' if made.squared else 'norm'} "
-            "units: there is no one number that they are the gradient of; write ls.Metric(fn) or ls.Fisher()"
-        )
-        raise ValueError(msg)
-    weight = 1.0 if made.weights is None else float(made.weights[0]) ** 0.5
-    return lambda state: state.at(made.site) @ (made.vectors[0] * weight).to(state.y)
-
-
-def one_per_run(values: Tensor, runs: int, name: str) -> Tensor:
-    """What a scope's ``value`` says of many runs.
-
-    Raises:
-        ValueError: another shape than [run].
-
-    """
-    if not isinstance(values, Tensor) or values.shape != (runs,):
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        msg = (
-            f"value of {name} returns one number per run, shape ({runs},) for {runs} runs, got {got}; index from the "
-            "end, e.g. state.logits[..., token]"
-        )
-        raise ValueError(msg)
-    return values
-
-
-def _run_by_run(value: Quantity, scope: Scope, reference: FinalState) -> Quantity:
-    """The number, once it was seen to be the same alone and beside another run."""
-    name = text_of(scope)
-
-    def beside(x: Tensor) -> Tensor:
-        return torch.stack([x, 0.5 * x + 0.1])
-
-    stream = {site: beside(x) for site, x in reference.stream.items()}
-    both = replace(reference, y=beside(reference.y), logits=beside(reference.logits), stream=stream)
-    with torch.no_grad():
-        alone, first = value(reference), one_per_run(value(both), 2, name)[0]
-    if not torch.allclose(torch.as_tensor(alone).double(), first.double(), rtol=1e-4, atol=1e-6, equal_nan=True):
-        msg = (
-            f"value of {name} is {float(alone):.6g} for one run and {float(first):.6g} for the same beside another: it "
-            "must not mix runs; index and reduce from the end, e.g. state.y.norm(dim=-1)"
-        )
-        raise ValueError(msg)
-    return value
 
 
 def text_of(scope: Scope) -> str:

@@ -23,15 +23,16 @@ class Semantic:
     """Semantic Scope: sensitivity of one logit, or of a logit difference. Score ‖J_tᵀ w̃_target‖, in logits per unit.
 
     Args:
-        target: a token, as a string or id; or one per requested position; None is the model's top-1 at the position.
+        target: a token, as a string or id; or one per requested position; None is the model's top-1 at the position;
+            "next" is the text's own next token (write the id of the token "next" where that one is meant).
         versus: the token whose logit is subtracted: v = w̃_target − w̃_versus. Unlike a single logit, a difference does
             not depend on whether the unembedding is centred.
 
     Warns (when called): a string whose twin with (or without) a leading blank is ten times likelier; ids never warn.
 
     Raises (when called):
-        ValueError: a string that is not one token or unknown to the tokenizer, an id outside the vocabulary, or not
-            one target per position.
+        ValueError: a string that is not one token or unknown to the tokenizer, an id outside the vocabulary, not one
+            target per position, or "next" at the end of the text.
 
     Raises (at once):
         TypeError: neither text nor an integer.
@@ -86,8 +87,10 @@ class Semantic:
         return _id(target, state), None if versus is None else _id(versus, state)
 
     def _pick(self, name: str, state: FinalState) -> str | int | None:
-        """The token for this position out of "one for all" or "one per requested position"."""
+        """The token for this position out of "one for all", "the next" or "one per requested position"."""
         wanted: Any = getattr(self, name)
+        if isinstance(wanted, str) and wanted == "next":
+            return state.next_token
         if not isinstance(wanted, tuple):
             return wanted
         if len(wanted) != state.count:

@@ -58,6 +58,22 @@ class FinalState:
         """One token's logit: ``logits[..., token]``, where it can be had without the whole vocabulary's."""
         return self.logits[..., token]
 
+    @property
+    def next_token(self) -> int:
+        """The text's own token after this position.
+
+        Raises:
+            ValueError: the position is the last.
+
+        """
+        if self.position + 1 >= len(self.tokens):
+            msg = (
+                f"position {self.position} is the last of the text: nothing follows it that could be explained; name "
+                f"earlier positions, e.g. range({self.position}), or a span of a Text"
+            )
+            raise ValueError(msg)
+        return self.tokens[self.position + 1]
+
     def at(self, site: str) -> Float[Tensor, "*run d_model"]:
         """The activation that cotangents at a site are contracted with: y, or the stream at an open site."""
         return self.y if site == FINAL else self.stream[site]
@@ -137,10 +153,11 @@ class Cotangents:
     """Vectors at y (or at an inner site) to be pulled back together, and how their lengths become a score.
 
     With g_i = J_tᵀv_i the score of token t is Σ_i w_i‖g_i‖² if ``squared``, else its square root: one vector of weight
-    1 gives the norm ‖J_tᵀv‖, a Fisher Scope the squared form Σ_i λ_i‖J_tᵀu_i‖².
+    1 gives the norm ‖J_tᵀv‖, a Fisher Scope the squared form Σ_i λ_i‖J_tᵀu_i‖². A row that spans positions has a vector
+    at each of them, and g_i is the sum of what comes back from all.
     """
 
-    vectors: Float[Tensor, "k d_model"]
+    vectors: Float[Tensor, "k d_model"] | Float[Tensor, "k position d_model"]
     weights: Float[Tensor, " k"] | None = None
     squared: bool = False
     probes: int = 0
@@ -148,11 +165,15 @@ class Cotangents:
     site: str = FINAL
     """Where the vectors live: "final" for y, else the hook name of a residual-stream site."""
     notes: Mapping[str, Any] = field(default_factory=dict)
-    """JSON-like facts for the result's ``meta``: target, coverage, ..."""
+    """JSON-like facts for the result's ``meta``: target, coverage, ...; of rows that span positions "each" is a list of
+    such facts, one mapping for every position."""
+    scatter: float = 1.0
+    """What the probes' deviations from their mean are multiplied by: below 1 where each has seen part of the others."""
 
     def __post_init__(self) -> None:
         """Keep the numbers as tensors, and check their shapes against each other."""
-        object.__setattr__(self, "vectors", vector(self.vectors, "Cotangents: vectors", "k", "d_model"))
+        axes = ("k", "position", "d_model") if getattr(self.vectors, "ndim", 2) == 3 else ("k", "d_model")
+        object.__setattr__(self, "vectors", vector(self.vectors, "Cotangents: vectors", *axes))
         if self.weights is not None:
             object.__setattr__(self, "weights", vector(self.weights, "Cotangents: weights", "k"))
         if self.weights is not None and self.weights.shape != self.vectors.shape[:1]:
@@ -178,6 +199,11 @@ class Cotangents:
         if not 0 <= self.probes <= len(self.vectors):
             msg = f"probes counts the last vectors, 0 to {len(self.vectors)} of them, got {self.probes}"
             raise ValueError(msg)
+
+    @property
+    def spans(self) -> bool:
+        """Whether each row has a vector at every position explained."""
+        return self.vectors.ndim == 3
 
     def scaled(self) -> tuple["Cotangents", float]:
         """The same with a largest weight of 1, and that weight, for squared units: 1e-200 is no number in float32."""

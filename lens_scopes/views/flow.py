@@ -57,7 +57,7 @@ def flow_tables(flow: "Flow", view: str, first: First = "show") -> list[Grid]:
         )
         grid = Grid([flow.total.tolist()], ("",), columns, unit, title="score of each source", positions=positions)
         breaks = tuple(i for i, source in enumerate(positions) if source != (positions[i - 1] + 1 if i else 0))
-        return [replace(grid, explained=(flow.position,), breaks=breaks)]
+        return [replace(grid, explained=_explained(flow), breaks=breaks)]
     rows, note = _sources(flow, first)
     whole = float(flow.total[rows].double().sum())
     if view == "last" and flow.last is not None:
@@ -161,8 +161,8 @@ def _heads(
 
 
 def _stream(flow: "Flow", shares: Float[Tensor, "depth pos"], note: str) -> Grid:
-    # Influence sits at the explained position or before it: what follows is zero and not worth the space.
-    end = flow.position + 1
+    # Influence sits at the positions explained or before them: what follows is zero and not worth the space.
+    end = max(flow.meta.get("positions", (flow.position,))) + 1
     return Grid(
         shares[:, :end].tolist(),
         ("embed", *(f"after {layer}" for layer in range(len(shares) - 1))),
@@ -171,9 +171,14 @@ def _stream(flow: "Flow", shares: Float[Tensor, "depth pos"], note: str) -> Grid
         signed=True,
         title=f"where the influence{_whose(flow)} sits: depth by position",
         positions=tuple(range(end)),
-        explained=(flow.position,) * len(shares),
+        explained=_explained(flow) * len(shares),
         note=note,
     )
+
+
+def _explained(flow: "Flow") -> tuple[int, ...]:
+    """The position explained; of several that are explained as one, none stands out."""
+    return () if len(flow.meta.get("positions", ())) > 1 else (flow.position,)
 
 
 def _whose(flow: "Flow") -> str:

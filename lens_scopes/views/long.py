@@ -24,6 +24,7 @@ _FOLD, _MANY, _KEPT = 40, 600, 8
 _AROUND = 4
 _MOST_ROWS, _MOST_STEPS = 100, 40
 _EACH = 3
+_ROUND = "padding:1px 2px;border-radius:3px"
 _STEPS = "▁▂▃▄▅▆▇█"
 
 
@@ -115,7 +116,7 @@ def _runs(count: int, loud: set[int], breaks: Sequence[int]) -> Iterator[list[in
 def _box(grid: Grid, row: int, i: int) -> str:
     background, ink = markup.colour(grid.values[row][i], grid.ends[row])
     hover = f"{grid.rows[row]} {grid.columns[i]!r} at {grid.positions[i]}: {number(grid.values[row][i])}".strip()
-    style = f"background:{background};color:{ink};padding:1px 2px;border-radius:3px"
+    style = f"background:{background};color:{ink};{_ROUND}"
     ends = "\n" * grid.columns[i].count("\n")
     return f'<bdi style="{style}" title="{markup.escaped(hover)}">{markup.token(grid.columns[i])}</bdi>{ends}'
 
@@ -127,19 +128,16 @@ def _plain(grid: Grid, row: int, run: Sequence[int]) -> str:
     inner = run[_KEPT:-_KEPT]
     summary = f'<summary style="cursor:pointer;font-size:85%;opacity:.75">… {_sums(grid, row, inner)} …</summary>'
     style = "display:inline-block;vertical-align:top;margin:0 4px"
-    folded = f'<details style="{style}">{summary}{_isolated(grid, inner)}</details>'
+    folded = f'<details style="{style}">{summary}{_prose(grid, inner)}</details>'
     return _words(grid, row, run[:_KEPT]) + folded + _words(grid, row, run[-_KEPT:])
 
 
 def _words(grid: Grid, row: int, run: Sequence[int]) -> str:
-    return _isolated(grid, run, f' title="{_sums(grid, row, run)}"')
+    return f'<span title="{_sums(grid, row, run)}">{_prose(grid, run)}</span>'
 
 
-def _isolated(grid: Grid, run: Sequence[int], attributes: str = "") -> str:
-    """Text beside which others keep their place; of several lines each has the direction of its own first letter."""
-    text = markup.escaped("".join(grid.columns[i] for i in run))
-    lines = ' style="unicode-bidi:plaintext"' if "\n" in text else ""
-    return f"<bdi{attributes}{lines}>{text}</bdi>"
+def _prose(grid: Grid, run: Sequence[int]) -> str:
+    return markup.prose("".join(grid.columns[i] for i in run))
 
 
 def _sums(grid: Grid, row: int, run: Sequence[int]) -> str:
@@ -177,19 +175,32 @@ def _top(grid: Grid, row: int) -> str:
     held = percent(total([line[i] for i in top]), whole[row])
     where = f" of {grid.rows[row]}" if several or grid.rows[row] else ""
     said = f"the {len(top)} largest of {len(line)} tokens{where}: {held} of the row's sum of magnitudes"
-    return markup.heading(said) + markup.numbers(columns, rows, words, "token")
+    return markup.heading(said) + _list(columns, rows, "token", words)
+
+
+def _list(columns: Sequence[str], rows: Sequence[Sequence[str]], what: str, words: Sequence[str]) -> str:
+    """Numbers in columns, and a last column of HTML; what cells have in common is said once, as lists are long."""
+    cell, last = "padding:1px 5px", "padding:1px 5px;text-align:left"
+    head = "".join(f'<th style="{cell}">{markup.escaped(name)}</th>' for name in columns)
+    body = "".join(
+        f'<tr style="background:none"><th style="{cell};font-weight:normal">{markup.prose(first)}</th>'
+        + "".join(f'<td style="{cell}">{markup.prose(text)}</td>' for text in rest)
+        + f'<td style="{last}">{word}</td></tr>'
+        for (first, *rest), word in zip(rows, words, strict=True)
+    )
+    style = "border-collapse:collapse;width:auto;margin:0;font-size:12px;text-align:right;white-space:nowrap"
+    return (
+        f'<div style="overflow-x:auto"><table style="{style}"><thead><tr style="background:none">{head}'
+        f'<th style="{last}">{what}</th></tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def _context(grid: Grid, row: int, i: int) -> str:
     before, after = around(grid.columns, i, grid.breaks)
-    style = 'style="white-space:pre;font-family:ui-monospace,monospace'
-    quiet = f'<bdi {style};opacity:.6">'
     background, ink = markup.colour(grid.values[row][i], grid.ends[row])
-    box = f'<bdi {style};background:{background};color:{ink};padding:0 2px;border-radius:3px">'
-    return (
-        f"{quiet}{markup.escaped(before)}</bdi>{box}{markup.token(grid.columns[i])}</bdi>"
-        f"{quiet}{markup.escaped(after)}</bdi>"
-    )
+    box = f'<bdi style="background:{background};color:{ink};{_ROUND}">{markup.token(grid.columns[i])}</bdi>'
+    style = "white-space:pre;font-family:ui-monospace,monospace"
+    return f'<span style="{style}">{markup.prose(before)}{box}{markup.prose(after)}</span>'
 
 
 def _steps(shares: Sequence[float]) -> str:
@@ -218,4 +229,4 @@ def _each_row(grid: Grid) -> str:
     left = len(grid.rows) - len(rows)
     more = markup.remark(f"{left} more rows; select some with sel(...)") if left else ""
     shares = "row by row; in parentheses shares of the row's sum of magnitudes"
-    return markup.heading(shares) + markup.numbers(columns, rows, words, "largest others") + more
+    return markup.heading(shares) + _list(columns, rows, "largest others", words) + more

@@ -160,15 +160,11 @@ def figure(title: str, *parts: str, note: str = "") -> str:
     )
 
 
-def numbers(columns: Sequence[str], rows: Sequence[Sequence[str]], drawn: Sequence[str] = (), what: str = "") -> str:
-    """A plain table of words and numbers; the first column names the row.
-
-    ``drawn``: HTML for a last column, bars for instance, which is called ``what``.
-    """
+def numbers(columns: Sequence[str], rows: Sequence[Sequence[str]], bars: Sequence[str] = ()) -> str:
+    """A plain table of words and numbers; the first column names the row; at the end a ``bar`` where there are some."""
     cell = "padding:2px 5px;text-align:right;white-space:nowrap;font-size:12px"
     head = "".join(f'<th style="{cell}">{html.escape(name)}</th>' for name in columns)
-    ends = [f'<td style="{cell};text-align:left">{one}</td>' for one in drawn] or [""] * len(rows)
-    last = f'<th style="{cell};text-align:left">{html.escape(what)}</th>'
+    ends = [f'<td style="{cell};text-align:left">{one}</td>' for one in bars] or [""] * len(rows)
     body = "".join(
         f'<tr style="background:none"><th style="{LABEL}">{prose(first)}</th>'
         + "".join(f'<td style="{cell}">{prose(text)}</td>' for text in rest)
@@ -177,7 +173,7 @@ def numbers(columns: Sequence[str], rows: Sequence[Sequence[str]], drawn: Sequen
     )
     return (
         '<div style="overflow-x:auto"><table style="border-collapse:collapse;width:auto">'
-        f'<thead><tr style="background:none">{head}{last if drawn else ""}</tr></thead>'
+        f'<thead><tr style="background:none">{head}{"<th></th>" if bars else ""}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 

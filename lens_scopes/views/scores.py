@@ -165,7 +165,7 @@ def _explained(scores: "Scores") -> tuple[int, ...]:
 
 def _column(scores: "Scores", position: int) -> tuple[int, ...]:
     """The position by which a column is called that holds a position: of joined ones the first."""
-    return (next((span[0] for span in scores.meta.get("spans", ()) if position in span), position),)
+    return (next((span[0] for span in scores.meta.get("joined", ()) if position in span), position),)
 
 
 def _largest(scores: "Scores") -> str:
