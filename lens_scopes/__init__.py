@@ -7,7 +7,9 @@ from lens_scopes.calculus.memory import memory_budget
 from lens_scopes.flow import flow
 from lens_scopes.host import generate, join, load
 from lens_scopes.jacobian import Jacobian, jacobian
+from lens_scopes.results.averages import profile
 from lens_scopes.results.flow import Flow
+from lens_scopes.results.profiles import Profile
 from lens_scopes.results.scores import Scores
 from lens_scopes.results.text import Text
 from lens_scopes.scopes import Continuation, Direction, Entropy, Fisher, Metric, Semantic, Temperature
@@ -31,6 +33,7 @@ __all__ = [
     "Flow",
     "Jacobian",
     "Metric",
+    "Profile",
     "Scores",
     "Semantic",
     "Shown",
@@ -45,6 +48,7 @@ __all__ = [
     "load",
     "memory_budget",
     "patching",
+    "profile",
     "report",
     "score",
     "score_batch",

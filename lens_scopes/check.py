@@ -63,7 +63,13 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
             frozen linearisation; scores that do not say how they were obtained, or a scope that ``meta`` does not
             determine; or see ``score``.
 
+    Raises:
+        ValueError: a difference of two results, or a scope that cannot be remade and is not given.
+
     """
+    if "difference" in scores.meta:
+        msg = "a difference cannot be checked by itself: check both of its sides"
+        raise ValueError(msg)
     host = Host(model)
     _refuse_unknown(scores.meta, "token_ids", "positions", *(("scope",) if scope is None else ()))
     _refuse_incomparable(scores)

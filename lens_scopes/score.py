@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -18,7 +18,7 @@ from lens_scopes.calculus.pullback import Rows
 from lens_scopes.calculus.reduction import combined, reduced, units_of
 from lens_scopes.calculus.signs import passes_of, total
 from lens_scopes.calculus.trace import Trace, trace
-from lens_scopes.host import Host, token_texts
+from lens_scopes.host import Host, roles_of, token_texts
 from lens_scopes.host.prompts import Positions, Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.results.given import Integer, shown, vector
@@ -140,7 +140,7 @@ def score_batch(
         size = prompts_at_once(host, length)
         for members in (group[start : start + size] for start in range(0, len(group), size)):
             found.update(zip(members, answer(host, [asked[i] for i in members], options), strict=True))
-    return [found[i] for i in range(len(prompts))]
+    return [_with_roles(host, prompt, found[i]) for i, prompt in enumerate(prompts)]
 
 
 @dataclass(frozen=True)
@@ -207,6 +207,12 @@ def _labelled(
     if not asked.several or options.reduce is not None:
         values, probes, dims, labels = values[0], None if probes is None else probes[:, 0], dims[1:], labels[1:]
     return Scores(values, dims, dict(zip(dims, labels, strict=True)), texts, meta, probes)
+
+
+def _with_roles(host: Host, prompt: Prompt, scores: Scores) -> Scores:
+    """Of a chat, the tokens of each message go into ``meta``."""
+    roles = roles_of(host, prompt)
+    return scores if roles is None else replace(scores, meta=scores.meta | {"roles": roles})
 
 
 def _directions(run: Trace, options: Options) -> list[Tensor] | None:

@@ -114,14 +114,91 @@ def test_words_can_be_joined():
     assert [row.split()[1] for row in rows][1:] == PROMPT.split()
 
 
+def test_spans_are_joined_by_name(tmp_path):
+    path = tmp_path / "scores.safetensors"
+    spans = ["--spans", "who=The cat", "--spans", "others=..."]
+    score(*spans, "--save", path)
+    wanted = expected(ls.Semantic()).aggregate({"who": "The cat", "others": ...})
+    saved = ls.Scores.load(path)
+    assert saved.tokens == ("who", "others")
+    torch.testing.assert_close(saved.values, wanted.values)
+    rows = [line.split() for line in score(*spans).stdout.splitlines() if re.match(r" +\d+ ", line)]
+    assert [row[1:3] for row in rows] == [
+        [f"{len(span)}×", n] for span, n in zip(wanted.meta["joined"], wanted.tokens, strict=True)
+    ]
+    assert "tokens are in no span" in score(*spans[:2]).stdout
+
+
+@pytest.mark.parametrize("view", ["layers", "tokens"])
+def test_the_page_has_the_view_asked_for(tmp_path, view):
+    path = tmp_path / "page.html"
+    score("--view", view, "--html", path)
+    assert ("0 resid_post" in path.read_text(encoding="utf-8")) == (view == "layers")
+
+
+LINES = ["The cat", "A dog and a cat", ""]
+
+
+@pytest.mark.parametrize("kind", ["lines", "stdin", "jsonl"])
+def test_many_prompts_come_from_a_file(tmp_path, kind):
+    path = tmp_path / ("prompts.jsonl" if kind == "jsonl" else "prompts.txt")
+    jsonl = [json.dumps("The cat"), json.dumps({"prompt": "A dog and a cat"}), json.dumps([7, 9, 8])]
+    path.write_text("\n".join(jsonl if kind == "jsonl" else LINES), encoding="utf-8")
+    model = tiny.directory("gpt2")
+    source = "-" if kind == "stdin" else str(path)
+    text = path.read_text(encoding="utf-8") if kind == "stdin" else None
+    arguments = ["score", "--prompts", source, "--model", str(model), "--sites", "embed"]
+    result = runner.invoke(app, [*arguments, "--json", "-"], input=text, env={"COLUMNS": "120"})
+    assert result.exit_code == 0, result.output
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    prompts = ["The cat", "A dog and a cat", *([[7, 9, 8]] if kind == "jsonl" else [])]
+    wanted = ls.score_batch(ls.load(model), prompts, ls.Semantic(), sites="embed")
+    assert len(found) == len(wanted)
+    for one, scores in zip(found, wanted, strict=True):
+        assert one["tokens"] == list(scores.tokens)
+        torch.testing.assert_close(torch.tensor(one["values"]), scores.values, rtol=1e-4, atol=1e-6)
+    table = runner.invoke(app, arguments, input=text, env={"COLUMNS": "120"}).stdout
+    assert re.search(r"^2: .*A dog and a cat$", table, re.MULTILINE)
+    html = tmp_path / "page.html"
+    assert runner.invoke(app, [*arguments, "--html", str(html)], input=text).exit_code == 0
+    assert html.read_text(encoding="utf-8").count("score (norm)") == len(prompts)
+
+
+@pytest.mark.parametrize(
+    ("lines", "arguments", "says"),
+    [
+        (["a", "b"], ["--save", "x"], "--save keeps the scores of one prompt, and there are 2"),
+        ([" "], [], "there is no prompt in"),
+        (["{"], [], "line 1 of"),
+        (['"a"', "3"], [], "is no prompt"),
+    ],
+)
+def test_a_file_that_is_none_of_prompts(tmp_path, lines, arguments, says):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join(json.dumps(line) if len(lines) == 2 and lines[0] == "a" else line for line in lines))
+    result = call("score", "--prompts", path, "--model", tiny.directory("gpt2"), *arguments, code=2)
+    assert says in result.stderr
+
+
+def test_a_prompt_or_a_file():
+    assert "give a PROMPT or --prompts FILE" in call("score", code=2).stderr
+    assert "not both" in call("score", "a", "--prompts", "x", code=2).stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["--spans", "who"], "is not NAME=TEXT"),
+        (["--spans", "who=The", "--spans", "who=cat"], "a second time"),
+        (["--spans", "who=zebra"], "stands 0 times"),
+        (["--spans", "who=The", "--aggregate", "word"], "two ways to join"),
+        (["--view", "tokens"], "add --html"),
+        (["--view", "heads", "--html", "x.html"], "has no view 'heads'"),
         (["--target", "zzzzz"], "is not one token"),
         (["--position", "99"], "outside the prompt"),
         (["--position", "last"], "not a number"),
         (["--sites", "nowhere"], "has no site"),
-        (["--aggregate", "sentence"], "knows 'word'"),
+        (["--aggregate", "paragraph"], "knows 'word'"),
         (["--scope", "fisher", "--target", "a"], "--target"),
         (["--scope", "temperature", "--rank", "3"], "--rank"),
         (["--scope", "fisher", "--rank", "3", "--passes", "4"], "one of them"),

@@ -17,18 +17,29 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lens_scopes"
 LEVELS = (
     ("sites", "results/given", "host/undo", "host/fitness", "views/pixels"),
     ("results/older", "results/labelled", "results/provenance", "results/text", "scopes/prediction", "scopes/summands"),
-    ("results/carriers", "results/files", "scopes/state", "host/local", "host/model", "views/markup"),
+    (
+        "results/carriers",
+        "results/difference",
+        "results/files",
+        "results/spans",
+        "scopes/state",
+        "host/local",
+        "host/model",
+        "views/markup",
+    ),
     (
         "results/scores",
         "results/flow",
+        "results/profiles",
         "scopes/protocol",
         "scopes/factor",
         "scopes/sweeps",
         "host/hooked",
         "views/cells",
         "views/circuits",
+        "views/naming",
     ),
-    ("scopes/quantity",),
+    ("results/averages", "scopes/quantity"),
     (
         "scopes/continuation",
         "scopes/direction",
@@ -39,14 +50,15 @@ LEVELS = (
         "scopes/temperature",
         "views/grids",
     ),
-    ("scopes", "results", "views", "views/maps"),
+    ("scopes", "results", "views", "views/maps", "views/profiles"),
     ("views/long",),
     ("views/scores", "views/flow"),
+    ("views/together",),
     ("views/choosing", "views/explorer"),
     ("views/show", "views/report", "plot/points"),
     ("plot", "plot/with_matplotlib", "plot/with_plotly"),
     ("host/capture", "host/fingerprint", "host/loading", "host/prompts"),
-    ("host/readout", "host/axes", "host/joining", "host/starting"),
+    ("host/readout", "host/axes", "host/joining", "host/roles", "host/starting"),
     ("host/freeze", "host/generating"),
     ("host",),
     ("calculus", "calculus/finite", "calculus/subspace"),
@@ -78,7 +90,7 @@ LEVELS = (
     ("demo",),
     ("demo/pointing", "demo/train"),
     ("demo/evaluate",),
-    ("commands", "commands/tables", "commands/terminal"),
+    ("commands", "commands/prompts", "commands/tables", "commands/terminal"),
     ("commands/bench",),
     ("commands/main",),
 )
@@ -87,6 +99,7 @@ LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 DELEGATIONS = {
     *(("results/scores", upper) for upper in ("check", "plot", "views/scores", "views/show")),
     *(("results/flow", upper) for upper in ("check", "plot", "views/flow", "views/show")),
+    *(("results/profiles", upper) for upper in ("plot", "views/profiles")),
 }
 #: The front door's doors: the namespaces that ``lens_scopes.__getattr__`` opens on first use.
 NAMESPACES = {("", "demo")}

@@ -11,7 +11,7 @@ import torch
 
 import lens_scopes as ls
 import tiny
-from lens_scopes.results.scores import words
+from lens_scopes.results.spans import words
 from report import assert_close
 
 
@@ -118,7 +118,7 @@ def test_words_join_norms_by_root_sum_square_and_the_rest_by_sum(units):
     assert joined.coords["pos"] == (0, 1, 3, 6)
     assert joined.meta["joined"] == [list(group) for group in groups]
     with pytest.raises(ValueError, match="knows 'word'"):
-        scores.aggregate("sentence")
+        scores.aggregate("paragraph")
     with pytest.raises(ValueError, match="joins positions"):
         scores.sum("pos").aggregate()
 

@@ -16,6 +16,7 @@ import typer
 
 import lens_scopes as ls
 from lens_scopes.commands import bench, tables
+from lens_scopes.commands.prompts import prompts_of, spans_of
 from lens_scopes.commands.terminal import (
     Backend,
     Continued,
@@ -23,6 +24,7 @@ from lens_scopes.commands.terminal import (
     Model,
     Passes,
     Prompt,
+    PromptOrFile,
     Rank,
     Scope,
     Target,
@@ -39,8 +41,8 @@ from lens_scopes.commands.terminal import (
     text_of,
 )
 from lens_scopes.results import files
-from lens_scopes.results.provenance import plain, scope_text, versions
-from lens_scopes.views import markup
+from lens_scopes.results.provenance import plain, prompt_text, scope_text, versions
+from lens_scopes.views import choosing, markup
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -71,7 +73,11 @@ def common(
     epilog="Example: lens-scopes score 'blick : tove , dax : wug , blick :' --scope semantic --target tove --versus wug"
 )
 def score(
-    prompt: Prompt,
+    prompt: PromptOrFile = None,
+    prompts_path: Annotated[
+        Path | None,
+        typer.Option("--prompts", help="Prompts from a file, one per line, or JSON Lines in .jsonl; - for stdin."),
+    ] = None,
     model: Model = None,
     backend: WhichBackend = Backend.auto,
     continuation: Continued = None,
@@ -94,37 +100,63 @@ def score(
         str | None, typer.Option(help="'sum': the total over the positions; or from so many backward passes.")
     ] = None,
     along: Annotated[str | None, typer.Option(help="'activation': signed gradient x activation, not norms.")] = None,
-    aggregate: Annotated[str | None, typer.Option(help="'word': join tokens to words.")] = None,
+    aggregate: Annotated[
+        str | None, typer.Option(help="'word', 'sentence', 'line' or 'role': join tokens to these.")
+    ] = None,
+    spans: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=TEXT", help="Join the tokens of a text, under a name; several times; NAME=... others."
+        ),
+    ] = None,
+    view: Annotated[str | None, typer.Option(help="The view of --html: layers, heads, targets or tokens.")] = None,
     html_path: Annotated[Path | None, typer.Option("--html", help="Write a page that needs nothing else.")] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write JSON; - for stdout.")] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write JSON (with --prompts a line each); - for stdout.")
+    ] = None,
     save_path: Annotated[Path | None, typer.Option("--save", help="Write what Scores.load reads.")] = None,
 ) -> None:
     """Score the tokens of a PROMPT and print a table, or write the scores to files."""
     with one_line_errors("score"):
         goes_on = continuation is not None or generate is not None
         recipe = scope_of(scope or ("continuation" if goes_on else None), target, versus, passes, rank)
+        prompts = prompts_of(prompt, prompts_path)
+        by = spans_of(spans) if spans else aggregate
+        if spans and aggregate:
+            msg = "--spans and --aggregate are two ways to join tokens: give one of them"
+            raise ValueError(msg)
+        if view is not None and html_path is None:
+            msg = f"--view {view} is of a page: add --html FILE"
+            raise ValueError(msg)
+        if save_path is not None and len(prompts) > 1:
+            msg = f"--save keeps the scores of one prompt, and there are {len(prompts)}; --json keeps all of them"
+            raise ValueError(msg)
         with quiet():
             loaded = model_of(model, backend)
-            text = text_of(loaded, prompt, continuation, generate)
-            scores = ls.score(
+            texts = [text_of(loaded, one, continuation, generate) for one in prompts]
+            found = ls.score_batch(
                 loaded,
-                text,
+                texts,
                 recipe,
-                position=_positions(position, ("all", *getattr(text, "spans", ())), "--position"),
+                position=_positions(position, ("all", *getattr(texts[0], "spans", ())), "--position"),
                 sites=None if sites is None else [name.strip() for name in sites.split(",")],
                 along=along,  # type: ignore[arg-type] - score says what it knows
                 reduce=reduce if reduce is None or reduce == "sum" else integer(reduce, "--reduce", "sum"),  # type: ignore[arg-type]
             )
-        if aggregate is not None:
-            scores = scores.aggregate(aggregate)
+        found = found if by is None else [scores.aggregate(by) for scores in found]
         if save_path is not None:
-            scores.save(save_path)
+            found[0].save(save_path)
         if html_path is not None:
-            files.write(html_path, markup.page(f"{scope_text(scores.meta)}: {text}", scores._repr_html_()))
+            drawn = [choosing.static(one, None if view is None else choosing.choose(one, view)) for one in found]
+            called = texts[0] if prompt is not None else f"{len(prompts)} prompts"
+            files.write(html_path, markup.page(f"{scope_text(found[0].meta)}: {called}", *drawn))
         if json_path is not None:
-            _write_json(scores, json_path)
+            _write_json(found, json_path, lines=prompts_path is not None)
         if save_path is html_path is json_path is None:
-            say(*tables.of_scores(scores))
+            for n, scores in enumerate(found, 1):
+                if prompts_path is not None:
+                    say(f"{n}: {markup.visible(prompt_text(scores.meta, scores.tokens), 100)}")
+                say(*tables.of_scores(scores))
         say_where(save_path, html_path, json_path)
 
 
@@ -224,7 +256,16 @@ def _position_or_token(text: str) -> int | str:
     return int(text) if re.fullmatch(r"\s*-?\d+\s*", text) else text
 
 
-def _write_json(scores: ls.Scores, path: Path) -> None:
+def _write_json(found: list[ls.Scores], path: Path, *, lines: bool) -> None:
+    """One object; or, for a file of prompts, one line of JSON each."""
+    text = "".join(f"{_as_json(scores, None if lines else 1)}\n" for scores in found)
+    if str(path) == "-":
+        typer.echo(text, nl=False)
+    else:
+        files.write(path, text)
+
+
+def _as_json(scores: ls.Scores, indent: int | None) -> str:
     content = {
         "tokens": scores.tokens,
         "dims": scores.dims,
@@ -233,8 +274,4 @@ def _write_json(scores: ls.Scores, path: Path) -> None:
         "stderr": None if scores.stderr is None else scores.stderr.tolist(),
         "meta": dict(scores.meta),
     }
-    text = json.dumps(plain(content), indent=1) + "\n"  # in ASCII, which every terminal and pipe has
-    if str(path) == "-":
-        typer.echo(text, nl=False)
-    else:
-        files.write(path, text)
+    return json.dumps(plain(content), indent=indent)  # in ASCII, which every terminal and pipe has

@@ -8,13 +8,14 @@ from rich.table import Table
 from rich.text import Text
 
 from lens_scopes.results.flow import Flow
-from lens_scopes.results.provenance import UNITS, scope_text, tokens_of
+from lens_scopes.results.provenance import UNITS, scope_text, tokens_of, unit_text
 from lens_scopes.results.scores import Scores
 from lens_scopes.sites import EMBED, short
 from lens_scopes.views import grids, markup
 from lens_scopes.views.cells import MOST_COLUMNS
 from lens_scopes.views.grids import percent
 from lens_scopes.views.long import around, largest, total
+from lens_scopes.views.scores import columns_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +31,7 @@ _FEW = 6
 
 def of_scores(scores: Scores) -> Iterable[Any]:
     """The prediction, then each token with its score: with a bar where there is one score per token."""
-    what = grids.measure(scores.units, scores.values, scores.stderr)
+    what = grids.measure(unit_text(scores.meta), scores.values, scores.stderr)
     yield f"{scope_text(scores.meta)} on {scores.meta['model']}, {what}"
     several = "target_pos" in scores.dims
     if not several:
@@ -43,6 +44,8 @@ def of_scores(scores: Scores) -> Iterable[Any]:
         yield from _one_position(scores.sel(target_pos=position))
     if len(wanted) > _MOST_TABLES:
         yield f"({len(wanted) - _MOST_TABLES} more positions: --html, --json or --save have them)"
+    if note := columns_of(scores)[1]:
+        yield f"({note})"
 
 
 def _predictions(result: Scores | Flow) -> Iterable[str]:
@@ -119,7 +122,7 @@ def of_case(case: "Case", found: Mapping[str, Scores]) -> Iterable[Any]:
 def of_flow(flow: Flow, top: int, orders: "pd.DataFrame", routes: "pd.DataFrame | None") -> Iterable[Any]:
     """What adds up to the total, by last head and by number of heads; then what carries most; then routes if any."""
     whole = float(flow.total.double().sum())
-    what = grids.measure(flow.units, flow.total, flow.stderr)
+    what = grids.measure(UNITS[flow.units], flow.total, flow.stderr)
     whose = "all tokens together" if flow.meta.get("together") else f"{len(flow.sources)} source tokens"
     yield f"{scope_text(flow.meta)} on {flow.meta['model']}: {markup.number(whole)} ({what}), {whose}"
     yield from _predictions(flow)
@@ -208,7 +211,7 @@ def _chosen(columns: Sequence[Sequence[float]]) -> tuple[list[int], list[str]]:
 
 
 def _place(scores: Scores, i: int) -> tuple[str, Text]:
-    return str(scores.coords["pos"][i]), Text(markup.visible(scores.tokens[i]))
+    return str(scores.coords["pos"][i]), Text(markup.visible(columns_of(scores)[0][i]))
 
 
 def _beside(scores: Scores, i: int, table: Table) -> list[Text]:
@@ -225,7 +228,8 @@ def _beside(scores: Scores, i: int, table: Table) -> list[Text]:
 def _bar(scores: Scores, i: int, width: int) -> Text:
     """Blocks up to the largest score; position 0, which often swallows everything, may run off the scale."""
     values = [scores.values.tolist()]
-    full, rest = markup.bound(values), markup.bound(values, skip_first=True)
+    alone = len(scores.meta.get("joined", [[0]])[0]) == 1
+    full, rest = markup.bound(values), markup.bound(values, skip_first=alone)
     largest = rest if len(values[0]) > 1 and full > 3 * rest else full
     value = values[0][i]
     blocks = math.floor(width * min(1.0, abs(value) / largest) + 0.5)

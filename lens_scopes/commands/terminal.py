@@ -42,7 +42,9 @@ WhichBackend = Annotated[
     Backend, typer.Option(help="The host: HookedTransformer, TransformerBridge, or what there is.")
 ]
 
-Prompt = Annotated[str, typer.Argument(help="The text whose next token is explained; - reads it from stdin.")]
+_PROMPT = "The text whose next token is explained; - reads it from stdin."
+Prompt = Annotated[str, typer.Argument(help=_PROMPT)]
+PromptOrFile = Annotated[str | None, typer.Argument(help=f"{_PROMPT} (or: --prompts)")]
 Continued = Annotated[
     str | None, typer.Option("--continuation", help="An answer after the prompt: its tokens are explained as one.")
 ]
@@ -68,7 +70,7 @@ def model_of(name: str | None, backend: Backend) -> Any:
     return ls.demo.load(backend.value) if name is None else ls.load(name, backend=backend.value)
 
 
-def text_of(model: Any, prompt: str, continued: str | None, generated: int | None) -> str | ls.Text:
+def text_of(model: Any, prompt: Any, continued: str | None, generated: int | None) -> Any:
     """The prompt that the options make: a text of its own, or one that goes on."""
     whole = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
     if continued is not None and generated is not None:

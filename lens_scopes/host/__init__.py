@@ -11,6 +11,7 @@ from lens_scopes.host.loading import load
 from lens_scopes.host.model import Host
 from lens_scopes.host.prompts import encode, special_ids, token_id, token_texts, twin_of
 from lens_scopes.host.readout import Readout, read_out
+from lens_scopes.host.roles import roles_of
 from lens_scopes.host.starting import is_causal, starting_at, starts_at
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "join",
     "load",
     "read_out",
+    "roles_of",
     "run_to_last_residual",
     "special_ids",
     "starting_at",

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from lens_scopes.plot.points import Points
+from lens_scopes.results.profiles import Profile
 from lens_scopes.results.scores import Scores
 from lens_scopes.views import choosing
 from lens_scopes.views.grids import First
@@ -26,24 +27,38 @@ _BACKENDS = ("matplotlib", "plotly")
 __all__ = ["plot", "scatter", "series"]
 
 
-def plot(result: Any, view: str | None = None, *, backend: Backend = "matplotlib", first: First = "show") -> Any:
-    """Draw a view of a result: a line of tokens, or a heat map with its scale.
+def plot(
+    result: Any,
+    view: str | None = None,
+    *,
+    backend: Backend = "matplotlib",
+    first: First = "show",
+    ax: "Axes | Sequence[Axes] | None" = None,
+) -> Any:
+    """Draw a view of a result: a line of tokens, or a heat map with its scale; of a profile, means with their errors.
 
     Args:
-        result: Scores or a Flow.
+        result: Scores, a Flow or a Profile; or a list of Scores or of Flows, drawn one under the other on one scale.
         view: one of its views; None for the first. A flow's "edges" have no picture here: see ``show``.
         backend: "matplotlib" or "plotly".
         first: "show", "hide" or "share": what to do with position 0, which often swallows everything.
+        ax: matplotlib's axes to draw in, one for each table (lines of tokens need one); None for a figure of its own.
 
     Returns:
         A ``matplotlib.figure.Figure`` (``savefig`` writes PNG, SVG or PDF), or a ``plotly.graph_objects.Figure``.
 
     Raises:
-        ValueError: a view that the result does not have, or that is no picture; another backend.
+        ValueError: a view that the result does not have, or that is no picture; another backend; results of several
+            units, which have no scale in common; ``ax`` with plotly, or not one for each table.
         TypeError: a result without views.
         ImportError: the backend is not installed.
 
     """
+    if isinstance(result, Profile):
+        if view is not None:
+            msg = f"a Profile has one view only: leave view={view!r} out"
+            raise ValueError(msg)
+        return _drawing(backend).profile(result, result.title, *_own(ax, 1, backend))
     there = choosing.views(result)
     if not there:
         msg = f"plot draws Scores (with positions) and Flows; a {type(result).__name__} has its own plot() if any"
@@ -53,7 +68,9 @@ def plot(result: Any, view: str | None = None, *, backend: Backend = "matplotlib
         rest = ", ".join(repr(name) for name in there if name != "edges")
         msg = f"edges have more axes than a picture; show(flow, 'edges') has them, plot draws {rest}"
         raise ValueError(msg)
-    return _drawing(backend).grids(choosing.grids(result, chosen, first), choosing.title(result))
+    tables = choosing.grids(result, chosen, first)
+    own = _own(ax, 1 if all(table.is_strip for table in tables) else len(tables), backend)
+    return _drawing(backend).grids(tables, choosing.title(result), *([own] if own else []))
 
 
 def series(
@@ -136,12 +153,28 @@ def scatter(
         group=[order.index(groups[i]) for i in kept] if groups else [],
         groups=order,
     )
+    return _drawing(backend).scatter(points, title, *_own(ax, 1, backend))
+
+
+def _own(ax: Any, count: int, backend: str) -> "list[Axes]":
+    """The user's axes, one for each table; none where a figure of its own is wanted.
+
+    Raises:
+        ValueError: with plotly, or not as many as tables.
+
+    """
     if ax is None:
-        return _drawing(backend).scatter(points, title)
+        return []
     if backend != "matplotlib":
         msg = f"ax is matplotlib's, and backend is {backend!r}: leave one of the two out"
         raise ValueError(msg)
-    return _drawing(backend).scatter(points, title, ax)
+    axes = [ax] if hasattr(ax, "get_figure") else list(getattr(ax, "flat", ax))
+    if len(axes) != count:
+        msg = (
+            f"there {'is 1 table' if count == 1 else f'are {count} tables'} to draw and {len(axes)} axes: one for each"
+        )
+        raise ValueError(msg)
+    return axes
 
 
 def _drawing(backend: str) -> Any:

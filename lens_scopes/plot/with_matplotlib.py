@@ -12,7 +12,8 @@ from matplotlib.colors import BoundaryNorm, Colormap, LinearSegmentedColormap, N
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from lens_scopes.plot.points import GROUPS, Points
+from lens_scopes.plot.points import BAND, GROUPS, Points, said_of, shown_of
+from lens_scopes.results.profiles import Profile
 from lens_scopes.views import cells, markup
 from lens_scopes.views.circuits import NEGATIVE, POSITIVE
 from lens_scopes.views.grids import Grid
@@ -22,7 +23,8 @@ _LINE = 96  # characters in a line of tokens
 _WIDEST, _MOST_TICKS = 12.0, 56
 _NARROW = 20  # columns of a map that has room for its numbers
 _MANY = 100  # steps of a series, from where on they are drawn smaller
-_CHARACTER = 0.078  # width of one in inches, at the size used for tokens
+# Width of a character and height of a line in inches, at the size used for tokens.
+_CHARACTER, _HIGH = 0.078, 0.24
 
 
 class Picture(Figure):
@@ -41,31 +43,62 @@ def colours(signed: bool) -> Colormap:
     return made.with_extremes(bad=markup.MISSING)
 
 
-def grids(tables: Sequence[Grid], title: str) -> Figure:
-    """One under the other, with one scale."""
-    first = tables[0]
-    if first.is_strip:
-        return _strips(tables, title)
-    heights = [1.1 + 0.24 * len(table.rows) for table in tables]
-    columns = max(len(table.columns) for table in tables)
-    width = min(_WIDEST, max(5.0, 2.2 + (0.36 if columns <= _NARROW else 0.26) * columns))
-    figure = Picture(figsize=(width, sum(heights) + 0.9), layout="constrained")
-    drawn = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
+def grids(tables: Sequence[Grid], title: str, own: Sequence[Axes] = ()) -> Any:
+    """One under the other with one scale, or each in the user's own axes; lines of tokens all in one."""
+    if all(table.is_strip for table in tables):
+        return _strips(tables, title, own[0] if own else None)
+    first, columns = tables[0], max(len(table.columns) for table in tables)
+    drawn = list(own) or _rows_of_axes(tables, columns, title)
     for axes, table in zip(drawn, tables, strict=True):
         shown, _, _ = table.on_scale()
         axes.imshow(shown, aspect="auto", cmap=colours(table.signed), norm=_norm(table), interpolation="nearest")
         _ticks(axes, table)
         if columns <= _NARROW:
             _numbers(axes, table)
-        axes.set_title(_plain(table.title), fontsize=9, loc="left", parse_math=False)
-    figure.suptitle(_plain(title), fontsize=10, wrap=True, parse_math=False)
-    figure.supxlabel(_note(tables), fontsize=8)
+        axes.set_title(_plain(table.title or (title if own else "")), fontsize=9, loc="left", parse_math=False)
+    if own:
+        drawn[-1].set_xlabel(_note(tables), fontsize=8)
+    figure: Any = drawn[0].figure
     bar: Colorbar = figure.colorbar(
         ScalarMappable(_norm(first), colours(first.signed)), ax=list(drawn), fraction=0.03, pad=0.01
     )
     bar.set_label(first.on_scale()[2], fontsize=8)
     bar.ax.tick_params(labelsize=8)
     return figure
+
+
+def _rows_of_axes(tables: Sequence[Grid], columns: int, title: str) -> list[Axes]:
+    """A figure of the tables' size, with a row for each."""
+    heights = [1.1 + 0.24 * len(table.rows) for table in tables]
+    width = min(_WIDEST, max(5.0, 2.2 + (0.36 if columns <= _NARROW else 0.26) * columns))
+    figure = Picture(figsize=(width, sum(heights) + 0.9), layout="constrained")
+    figure.suptitle(_plain(title), fontsize=10, wrap=True, parse_math=False)
+    figure.supxlabel(_note(tables), fontsize=8)
+    return list(figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0])
+
+
+def profile(found: Profile, title: str, own: Axes | None = None) -> Any:
+    """Means over prompts: a line with a band where the labels have an order, else points with bars."""
+    labels, means, errors = shown_of(found)
+    at = range(len(labels))
+    width = max(4.6, min(_WIDEST, 1.6 + 0.34 * len(labels)))
+    drawn: Any = own or Picture(figsize=(width, 4.2), layout="constrained").subplots()
+    if found.ordered:
+        low, high = ([m + sign * e for m, e in zip(means, errors, strict=True)] for sign in (-1, 1))
+        drawn.fill_between(at, low, high, color=POSITIVE, alpha=0.25, linewidth=0, label=BAND)
+        drawn.plot(at, means, color=POSITIVE, marker="o", markersize=4, label="mean")
+    else:
+        drawn.errorbar(at, means, errors, color=POSITIVE, fmt="o", markersize=5, capsize=3, label=f"mean, {BAND}")
+    if min(means, default=0.0) < 0:
+        drawn.axhline(0, color="#888888", linewidth=0.8)
+    every = max(1, math.ceil(len(labels) / _MOST_TICKS))
+    names = [markup.visible(label) for label in labels[::every]]
+    drawn.set_xticks(list(at)[::every], names, rotation=90, fontsize=8, parse_math=False)
+    drawn.set_xlabel(said_of(found, labels, errors), fontsize=9)
+    drawn.set_ylabel(found.unit, fontsize=9)
+    drawn.set_title(_plain(title), fontsize=10, loc="left", wrap=True, parse_math=False)
+    drawn.legend(frameon=False, fontsize=8)
+    return drawn.figure
 
 
 def series(values: Sequence[float], weights: Sequence[float], unit: str, signed: bool) -> Figure:
@@ -109,13 +142,14 @@ def scatter(points: Points, title: str, axes: Axes | None = None) -> Any:
     return drawn.figure
 
 
-def _strips(tables: Sequence[Grid], title: str) -> Figure:
+def _strips(tables: Sequence[Grid], title: str, own: Axes | None = None) -> Any:
     """Lines of tokens on their colours, broken like text."""
-    lines = [_broken(table) for table in tables]
+    room, tall = (_LINE, 0.0) if own is None else _room(own)
+    lines = [_broken(table, room) for table in tables]
     rows = sum(len(line) + bool(table.title) for line, table in zip(lines, tables, strict=True))
     width = max(40, *(start + len(text) for broken in lines for line in broken for start, text, _ in line))
-    figure = Picture(figsize=(width * _CHARACTER + 0.3, 0.24 * rows + 1.3), layout="constrained")
-    axes = figure.subplots()
+    size = (width * _CHARACTER + 0.3, _HIGH * rows + 1.3)
+    axes: Axes = own or Picture(figsize=size, layout="constrained").subplots()
     norm, shades, y = _norm(tables[0]), colours(tables[0].signed), 0
     for table, broken in zip(tables, lines, strict=True):
         if table.title:
@@ -140,22 +174,29 @@ def _strips(tables: Sequence[Grid], title: str) -> Figure:
                     parse_math=False,
                 )
             y += 1
-    axes.set(xlim=(-0.5, width + 0.5), ylim=(max(1, y), 0))
+    axes.set(xlim=(-0.5, (width if own is None else max(width, room)) + 0.5), ylim=(max(1, y, tall), 0))
     axes.axis("off")
     axes.set_title(_plain(title), fontsize=10, loc="left", parse_math=False)
+    figure: Any = axes.figure
     bar = figure.colorbar(ScalarMappable(norm, shades), ax=axes, location="bottom", fraction=0.1, shrink=0.5, aspect=40)
     bar.set_label(f"{tables[0].unit}  {_note(tables)}".strip(), fontsize=8)
     bar.ax.tick_params(labelsize=8)
     return figure
 
 
-def _broken(table: Grid) -> list[list[tuple[int, str, float]]]:
+def _room(axes: Axes) -> tuple[int, float]:
+    """How many characters, and lines of them, fit into axes as they are."""
+    box, dpi = axes.get_window_extent(), axes.figure.dpi
+    return max(24, int(box.width / dpi / _CHARACTER)), box.height / dpi / _HIGH
+
+
+def _broken(table: Grid, room: int) -> list[list[tuple[int, str, float]]]:
     """Tokens with their columns and values, line by line."""
     lines: list[list[tuple[int, str, float]]] = [[]]
     at = 0
     for token, value in zip(table.columns, table.values[0], strict=True):
         text = markup.visible(token)
-        if at + len(text) > _LINE and lines[-1]:
+        if at + len(text) > room and lines[-1]:
             lines.append([])
             at = 0
         lines[-1].append((at, text, value))

@@ -8,7 +8,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lens_scopes.plot.points import GROUPS, Points
+from lens_scopes.plot.points import BAND, GROUPS, Points, said_of, shown_of
+from lens_scopes.results.profiles import Profile
 from lens_scopes.views import markup
 from lens_scopes.views.circuits import NEGATIVE, POSITIVE
 from lens_scopes.views.grids import Grid
@@ -27,7 +28,7 @@ def colours(signed: bool) -> list[list]:
 
 def grids(tables: Sequence[Grid], title: str) -> go.Figure:
     """Heat maps one under the other, with one scale; a line of tokens is text on one, broken into rows."""
-    strips = tables[0].is_strip
+    strips = all(table.is_strip for table in tables)
     rows = [-(-len(t.columns) // _WRAP) if strips else len(t.rows) for t in tables]
     heights = [30 + 26 * count for count in rows]
     gap = 40 if strips else 130  # room for upright tokens and the next title
@@ -45,7 +46,7 @@ def grids(tables: Sequence[Grid], title: str) -> go.Figure:
         figure.add_trace(
             go.Heatmap(
                 z=_wrapped(shown[0], None) if strips else shown,
-                hovertext=[[_plain(hover) for hover in line] for line in _hovers(table)],
+                hovertext=[[_plain(hover) for hover in line] for line in _hovers(table, strips)],
                 hovertemplate="%{hovertext}<extra></extra>",
                 text=_wrapped([_plain(token) for token in table.columns], "") if strips else None,
                 texttemplate="%{text}" if strips else None,
@@ -99,8 +100,41 @@ def _wrapped(line: Sequence[Any], blank: Any) -> list[list[Any]]:
     return rows
 
 
-def _hovers(table: Grid) -> list[list[str]]:
-    return _wrapped(table.hovers()[0], "") if table.is_strip else table.hovers()
+def _hovers(table: Grid, strips: bool) -> list[list[str]]:
+    return _wrapped(table.hovers()[0], "") if strips else table.hovers()
+
+
+def profile(found: Profile, title: str) -> go.Figure:
+    """Means over prompts: a line with a band where the labels have an order, else points with bars."""
+    labels, means, errors = shown_of(found)
+    at = list(range(len(labels)))
+    names = [_plain(label, 24) for label in labels]
+    figure = go.Figure()
+    if found.ordered:
+        known = [i for i in at if math.isfinite(errors[i])]
+        low, high = ([means[i] + sign * errors[i] for i in known] for sign in (-1, 1))
+        band = {"fill": "toself", "fillcolor": "rgba({},{},{},0.25)".format(*markup.HIGH), "line": {"width": 0}}
+        figure.add_trace(
+            go.Scatter(x=known + known[::-1], y=high + low[::-1], mode="lines", name=BAND, hoverinfo="skip", **band)
+        )
+    figure.add_trace(
+        go.Scatter(
+            x=at,
+            y=means,
+            error_y=None if found.ordered else {"array": errors},
+            mode="lines+markers" if found.ordered else "markers",
+            marker={"color": POSITIVE, "size": 7},
+            line={"color": POSITIVE},
+            text=names,
+            customdata=errors,
+            hovertemplate="%{text}: %{y:.3g} ± %{customdata:.2g}<extra></extra>",
+            name="mean" if found.ordered else f"mean, {BAND}",
+        )
+    )
+    figure.update_xaxes(tickvals=at, ticktext=names, tickangle=-90, title=_plain(said_of(found, labels, errors)))
+    figure.update_yaxes(title=_plain(found.unit))
+    figure.update_layout(title=_plain(title), template="plotly_white")
+    return figure
 
 
 def series(values: Sequence[float], weights: Sequence[float], unit: str, signed: bool) -> go.Figure:

@@ -1,6 +1,6 @@
 """Provenance: how a result was obtained. The one schema of ``meta``, which every result carries."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, TypedDict
 
@@ -13,6 +13,7 @@ UNITS: Mapping[str, str] = {
     "signed": "signed",
     "share": "share of the total",
 }
+_OF_DIFFERENCE = {"norm": "norms", "squared": "squared units", "signed": "signed scores"}
 
 
 class _Named(TypedDict):
@@ -47,6 +48,14 @@ class ScopeData(TypedDict):
     """As it is written in code."""
 
 
+class Role(TypedDict):
+    """A message of a chat: its role, and its tokens from start to stop."""
+
+    role: str
+    start: int
+    stop: int
+
+
 class Note(TypedDict, total=False):
     """What a scope says about its cotangents at one position; a scope of somebody else's says what it likes."""
 
@@ -78,6 +87,8 @@ class Meta(TypedDict, total=False):
     """The positions of special tokens (BOS, a chat template's headers)."""
     own_bos: bool
     """Whether the prompt was a string that begins with the BOS as text: then it has that one, and not another."""
+    roles: list[Role]
+    """Of a chat: the tokens of each message; empty where its template does not say where they begin."""
     spans: dict[str, list[int]]
     """By name, [start, stop] of the spans that the prompt came with."""
     scope: ScopeData
@@ -135,11 +146,17 @@ class Meta(TypedDict, total=False):
     summed: list[str]
     """Axes that were summed."""
     aggregated: str
-    """What positions were joined to."""
+    """What positions were joined to: "word", "sentence", "line", "role" or "span"."""
     joined_tokens: list[str]
     """The text of every token of the prompt before they were joined."""
     joined: list[list[int]]
     """The positions of each joined entry."""
+    straddling: list[int]
+    """Tokens that are partly outside of the entry they were joined to."""
+    difference: list["Meta"]
+    """Of which two results this is the difference, as they were."""
+    degrees: int
+    """Of freedom of the interval of a difference of estimates."""
     together: bool
     """Flow: whether all sources share one row."""
 
@@ -202,6 +219,27 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(one) for one in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def unit_text(meta: Mapping[str, Any]) -> str:
+    """What the numbers are, in words."""
+    if "difference" in meta:
+        return f"difference of {_OF_DIFFERENCE[meta['difference'][0].get('units', 'norm')]}"
+    return UNITS[meta.get("units", "norm")]
+
+
+def lengths(meta: Mapping[str, Any]) -> list[str]:
+    """How many tokens each joined entry has; of a difference, of both sides where they differ. Empty if none is."""
+    own = [str(len(one)) for one in meta.get("joined", ())]
+    if not own or "difference" not in meta:
+        return own
+    left, right = (lengths(side) for side in meta["difference"])
+    return [a if a == b else f"{a} and {b}" for a, b in zip(left, right, strict=True)]
+
+
+def prompt_text(meta: Mapping[str, Any], tokens: Sequence[str]) -> str:
+    """The prompt of a result, also where its tokens were joined to spans with other names."""
+    return "".join(meta.get("joined_tokens", tokens))
 
 
 def versions() -> dict[str, str]:

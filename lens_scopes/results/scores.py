@@ -1,6 +1,5 @@
 """Scores: labelled numbers and how they were obtained; what users keep."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lens_scopes.results import files, labelled
-from lens_scopes.results.provenance import Meta, Units, scope_text
+from lens_scopes.results import difference, files, labelled, spans
+from lens_scopes.results.provenance import Meta, Units, lengths, scope_text
 from lens_scopes.sites import named
 
 if TYPE_CHECKING:
@@ -85,17 +84,22 @@ class Scores:
             raise ValueError(msg)
         from scipy.stats import t
 
+        degrees = self.meta.get("degrees", len(self.probes) - 1)
+        times = float(t.ppf((1 + level) / 2, degrees))
+        if "difference" in self.meta:  # of either sign: no side of it is a sum of squares
+            return self.values - times * self.stderr, self.values + times * self.stderr
         probed = self.probes.sum(0)
         # Nothing probed has no error: 0/0 is 0 here.
         spread = torch.where(self.stderr == 0, 0.0, self.stderr / probed)
-        factor = (float(t.ppf((1 + level) / 2, len(self.probes) - 1)) * spread).exp()
+        factor = (times * spread).exp()
         certain = self.values - probed
         return certain + probed / factor, certain + probed * factor
 
     def sel(self, **labels: Any) -> "Scores":
         """The part at one label of each named axis, which is dropped: ``scores.sel(site="hook_embed")``.
 
-        Sites also go by what pictures call them ("1 resid_post"), and by their kind where one only has it ("embed").
+        Sites also go by what pictures call them ("1 resid_post"), and by their kind where one only has it ("embed");
+        spans that were joined by name by that: ``scores.sel(pos="question")``.
 
         Raises:
             KeyError: an axis or a label that is not there, or a kind that several sites have.
@@ -104,7 +108,7 @@ class Scores:
         picked = self
         for dim, label in labels.items():
             name = named(label, picked.coords.get("site", ())) if dim == "site" else label
-            index = labelled.index_of(picked.coords, dim, name)
+            index = labelled.index_of(picked._names() if isinstance(name, str) else picked.coords, dim, name)
             name = picked.coords[dim][index]
             kept: Meta = {"selected": {**picked.meta.get("selected", {}), dim: name}}
             picked = picked._drop(dim, lambda x, axis, i=index: x.select(axis, i), kept)
@@ -131,57 +135,108 @@ class Scores:
             probes=None if self.probes is None else reduce(self.probes, axis + 1),
         )
 
-    def aggregate(self, by: str = "word") -> "Scores":
-        """Tokens joined to words: root-sum-square for norms, sum for squared and signed units.
+    def _names(self) -> Mapping[str, tuple]:
+        """The labels of each axis as they are shown: spans that were joined by name have one."""
+        named = "pos" in self.dims and self.meta.get("aggregated") in ("role", "span")
+        return {**self.coords, "pos": self.tokens} if named else self.coords
 
-        Words are runs between blanks in the prompt's own text, found by character offsets; a special token is a word of
-        its own. The "pos" axis keeps the first position of each word, ``meta["joined"]`` all of them.
+    def aggregate(
+        self, by: str | spans.Spans | None = None, *, chars: Mapping[str, spans.Range] | None = None
+    ) -> "Scores":
+        """Tokens joined to spans: root-sum-square for norms, sum for squared and signed units.
+
+        A token belongs to the span that has most of its visible characters; ``meta["straddling"]`` lists those that are
+        partly outside, ``meta["joined"]`` the positions of every span. The "pos" axis keeps the first of each. Long
+        spans are large because they are long: their number of tokens stands beside them in every view and table.
+
+        Args:
+            by: "word" (the default: runs between blanks), "sentence", "line", "role" (the messages of a chat), "span"
+                (those that the prompt came with), or names with token ranges, texts that stand once in the prompt, and
+                ``...`` for all other tokens: ``{"system": (0, 40), "question": "Which landmark?", "rest": ...}``.
+                Tokens without a span are left out. In sentences, lines and words a special token stands alone.
+            chars: further names, with ranges of characters, counted after the special tokens at the prompt's beginning.
 
         Raises:
-            ValueError: another unit than "word", scores without a pos axis, or tokens that are joined already.
+            ValueError: another word, spans that overlap, have no token or are not in the prompt, a text that does not
+                stand exactly once, roles that are not known; scores that were joined before, without positions, or
+                that are a difference of norms, which do not add up (join both sides first).
+            TypeError: a span that is neither a range, a text nor ``...``.
 
         """
-        if by != "word":
-            msg = f"aggregate knows 'word', got {by!r}; write aggregate('word')"
+        if "pos" not in self.dims or "aggregated" in self.meta:
+            have = (
+                f"were joined by {self.meta.get('aggregated')}" if "pos" in self.dims else f"have the axes {self.dims}"
+            )
+            msg = f"aggregate joins positions, and these scores {have}; join the scores of single tokens"
             raise ValueError(msg)
-        if "pos" not in self.dims:
-            msg = f"aggregate joins positions, and these scores have the axes {self.dims}"
+        if "difference" in self.meta and self.meta["difference"][0].get("units") == "norm":
+            msg = "a difference of norms does not add up over tokens: a.aggregate(...) - b.aggregate(...)"
             raise ValueError(msg)
-        if "aggregated" in self.meta:
-            msg = f"these tokens are joined already, to {self.meta['aggregated']}s; aggregate the scores they came from"
-            raise ValueError(msg)
-        spans = words(self.tokens, frozenset(self.meta.get("special", ())))
+        found = spans.joined(self.tokens, self.meta, by, chars)
         axis = self.dims.index("pos")
-        group = torch.tensor([w for w, span in enumerate(spans) for _ in span], device="cpu")
+        members = torch.tensor([i for span in found.positions for i in span], device="cpu")
+        group = torch.tensor([n for n, span in enumerate(found.positions) for _ in span], device="cpu")
 
         def join(x: Tensor, at: int) -> Tensor:
+            x = x.index_select(at, members)
             x = x.square() if self.units == "norm" else x
             shape = [*x.shape]
-            shape[at] = len(spans)
-            joined = x.new_zeros(shape).index_add_(at, group, x)
-            return joined.sqrt() if self.units == "norm" else joined
+            shape[at] = len(found.positions)
+            together = x.new_zeros(shape).index_add_(at, group, x)
+            return together.sqrt() if self.units == "norm" else together
 
+        meta: Meta = {
+            "aggregated": found.by,
+            "joined": [list(span) for span in found.positions],
+            "straddling": list(found.straddling),
+            "joined_tokens": list(self.tokens),
+        }
         return replace(
             self,
             values=join(self.values, axis),
-            coords={**self.coords, "pos": tuple(self.coords["pos"][span[0]] for span in spans)},
-            tokens=tuple("".join(self.tokens[i] for i in span) for span in spans),
-            meta=self.meta
-            | {
-                "aggregated": by,
-                "joined": [[self.coords["pos"][i] for i in span] for span in spans],
-                "joined_tokens": list(self.tokens),
-            },
+            coords={**self.coords, "pos": tuple(span[0] for span in found.positions)},
+            tokens=found.names,
+            meta=self.meta | meta,
             probes=None if self.probes is None else join(self.probes, axis + 1),
         )
 
+    def __sub__(self, other: "Scores") -> "Scores":
+        """a − b, place by place, in signed units, with the standard error of the difference where one is an estimate.
+
+        Estimates of the same prompt, position and seed are paired: what both err by together is not in the error. Spans
+        that were joined by name agree if their names do, in whatever prompts. ``meta["difference"]`` has both sides.
+
+        Raises:
+            ValueError: other units, axes, labels or tokens (the text says which), or estimates that draw the same
+                random signs with other numbers of passes.
+
+        """
+        if not isinstance(other, Scores):
+            return NotImplemented
+        sides = ((one.dims, one.coords, one.tokens, one.meta) for one in (self, other))
+        difference.refuse_other_labels(*sides)
+        probes, degrees = difference.probes_of(self.probes, other.probes, self.meta, other.meta)
+        meta = difference.facts_of(self.meta, other.meta)
+        if probes is not None:
+            meta["degrees"] = degrees
+        return replace(self, values=self.values - other.values, meta=meta, probes=probes)
+
     def to_dataframe(self) -> "pd.DataFrame":
-        """Long form: a row per value; positions as numbers, their tokens beside them; stderr where there is one."""
+        """Long form: a row per value; positions as numbers, their tokens beside them; stderr where there is one.
+
+        Joined tokens have a column "length": how many they are (of a difference of prompts: of both sides).
+        """
         columns = {"score": self.values} | ({} if self.stderr is None else {"stderr": self.stderr})
-        # A position explained is a single token, also where the others are joined to words.
+        # A position explained is a single token, also where the others are joined.
         extra = {"target_pos": dict(enumerate(self.meta.get("joined_tokens", self.tokens)))}
         extra |= {"pos": dict(zip(self.coords["pos"], self.tokens, strict=True))} if "pos" in self.dims else {}
-        return labelled.dataframe(columns, self.dims, self.coords, extra)
+        frame = labelled.dataframe(columns, self.dims, self.coords, extra)
+        if "pos" in self.dims and (found := lengths(self.meta)):
+            by_position = dict(zip(self.coords["pos"], found, strict=True))
+            numbers = all(one.isdigit() for one in found)
+            at = [int(by_position[p]) if numbers else by_position[p] for p in frame.pos]
+            frame.insert(list(frame.columns).index("pos_token") + 1, "length", at)
+        return frame
 
     def to_xarray(self) -> "xr.Dataset":
         """A Dataset of ``score``, and ``stderr`` where there is one, by these axes; ``token`` lies along pos.
@@ -194,7 +249,9 @@ class Scores:
         """
         columns = {"score": self.values} | ({} if self.stderr is None else {"stderr": self.stderr})
         variables = {name: (self.dims, values) for name, values in columns.items()}
-        return labelled.dataset(variables, self.coords, self.tokens, files.as_text(self.meta))
+        dataset = labelled.dataset(variables, self.coords, self.tokens, files.as_text(self.meta))
+        found = lengths(self.meta) if "pos" in self.dims else []
+        return dataset.assign_coords(length=("pos", found)) if found else dataset
 
     def save(self, path: str | Path) -> Path:
         """Write to one safetensors file with a JSON header, whole or not at all."""
@@ -263,21 +320,3 @@ class Scores:
         from lens_scopes.views.scores import scores_html
 
         return scores_html(self)
-
-
-def words(tokens: tuple[str, ...], special: frozenset[int]) -> list[list[int]]:
-    """Positions joined to words by the character offsets of the tokens in their joined text."""
-    text = "".join(tokens)
-    starts = {found.start() for found in re.finditer(r"\S+", text)}
-    spans: list[list[int]] = []
-    offset = 0
-    for i, token in enumerate(tokens):
-        first = offset + len(token) - len(token.lstrip())
-        # A token opens a word if its own first visible character does, or if nothing can be joined to what precedes.
-        opens = first in starts or i in special or i - 1 in special or not spans
-        if opens and not (spans and token.strip() == "" and i not in special):
-            spans.append([i])
-        else:
-            spans[-1].append(i)
-        offset += len(token)
-    return spans

@@ -14,6 +14,7 @@ from lens_scopes.views.circuits import Figure, attention_heads, colored_tokens, 
 from lens_scopes.views.flow import EDGE_KINDS, edges_kept, flow_body, flow_grids, flow_html, flow_title, flow_views
 from lens_scopes.views.grids import First, Grid, check_first
 from lens_scopes.views.scores import scores_body, scores_grids, scores_html, scores_title, scores_views
+from lens_scopes.views.together import one_picture, together_body, together_html, together_title, together_views
 
 #: What circuitsvis draws in a few seconds (measured): more is left out, and said.
 MOST_EDGES = 12 * 64 * 64
@@ -30,6 +31,8 @@ def views(result: Any) -> tuple[str, ...]:
         TypeError: not a result.
 
     """
+    if isinstance(result, list | tuple):
+        return together_views(result)
     if isinstance(result, Scores):
         return scores_views(result)
     if isinstance(result, Flow):
@@ -49,25 +52,37 @@ def choose(result: Any, view: str | None) -> str | None:
 
     """
     there = views(result)
-    if view is None:
+    if view is None and (there or not isinstance(result, list | tuple)):
         return there[0] if there else None
     if view not in there:
         listed = f"it has {', '.join(map(repr, there))}" if there else "it has one view only: leave view out"
         extra = "; run flow(..., edges=True) for edges" if view == "edges" and isinstance(result, Flow) else ""
         msg = f"a {type(result).__name__} like this has no view {view!r}; {listed}{extra}"
+        if isinstance(result, list | tuple):
+            common = ", ".join(map(repr, there)) or "none (the edges of a flow stand alone)"
+            msg = f"side by side there is no view {view!r}; the views that all {len(result)} have: {common}"
         raise ValueError(msg)
     return view
 
 
 def title(result: Any) -> str:
-    """One line about a result."""
+    """One line about a result, or about some side by side."""
+    if isinstance(result, list | tuple):
+        return together_title(result)
     if isinstance(result, Scores):
         return scores_title(result)
-    return flow_title(result) if isinstance(result, Flow) else type(result).__name__
+    return flow_title(result) if isinstance(result, Flow) else getattr(result, "title", type(result).__name__)
 
 
 def grids(result: Any, view: str, first: First = "show") -> list[Grid]:
-    """A view as labelled tables on one colour scale."""
+    """A view as labelled tables on one colour scale.
+
+    Raises:
+        ValueError: results of several units side by side.
+
+    """
+    if isinstance(result, list | tuple):
+        return one_picture(result, view, first)
     if isinstance(result, Scores):
         return scores_grids(result, view, first)
     return flow_grids(result, view, first)
@@ -76,6 +91,8 @@ def grids(result: Any, view: str, first: First = "show") -> list[Grid]:
 def static(result: Any, view: str | None, first: First = "show") -> str:
     """A view without script, with title and prediction; with None the result's own way of showing itself."""
     check_first(first)
+    if isinstance(result, list | tuple):
+        return together_html(result, choose(result, view) or "", first)
     if isinstance(result, Scores):
         return scores_html(result, view, first)
     return flow_html(result, view, first) if isinstance(result, Flow) else result._repr_html_()
@@ -85,6 +102,8 @@ def body(result: Any, view: str | None, first: First = "show") -> str:
     """A view without script, title and prediction, for pages that say these once."""
     if view is None:
         return static(result, None, first)
+    if isinstance(result, list | tuple):
+        return together_body(result, view, first)
     if isinstance(result, Scores):
         return scores_body(result, view, first)
     return flow_body(result, view, first)
@@ -93,9 +112,10 @@ def body(result: Any, view: str | None, first: First = "show") -> str:
 def figures(result: Any, view: str | None, first: First = "show") -> tuple[list[Figure], str]:
     """A view's circuitsvis figures, capped by size, and what was left out.
 
-    Layers by heads is no picture that circuitsvis has: that view is static.
+    Layers by heads, and results side by side, are no pictures that circuitsvis has: those views are static.
     """
-    if view is None or (view in ("last", "heads") and isinstance(result, Flow)):
+    still = ("last", "heads") if isinstance(result, Flow) else ()
+    if view is None or isinstance(result, list | tuple) or view in still:
         return [], ""
     if view == "edges":
         return _edges(*edges_kept(result, first))
@@ -122,7 +142,7 @@ def _tokens_figure(grid: Grid, kept: Sequence[int]) -> Figure:
     else:
         rows, values = [grid.rows[i] for i in kept], [grid.values[i] for i in kept]
         ends = [grid.ends[i] for i in kept] if grid.is_long else ()
-        made = colored_tokens_multi(grid.columns, rows, values, grid.positions[:1] == (0,), ends)
+        made = colored_tokens_multi(grid.columns, rows, values, grid.has_first, ends)
         note = f"{grid.unit}; {made.note}"
     return Figure(made.component, made.props, made.height, title=grid.title, note=note)
 

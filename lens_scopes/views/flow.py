@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.results.provenance import scope_text
+from lens_scopes.results.provenance import UNITS, scope_text
 from lens_scopes.views import cells, markup
 from lens_scopes.views.grids import First, Grid, check_first, measure, on_one_scale, percent
 from lens_scopes.views.long import MOST_PIXELS, drawn
@@ -42,28 +42,33 @@ def flow_views(flow: "Flow") -> tuple[str, ...]:
 
 def flow_grids(flow: "Flow", view: str, first: First = "show") -> list[Grid]:
     """One view as a labelled table on its own colour scale; none for "edges", which has more than two axes."""
+    return on_one_scale(flow_tables(flow, view, first), first)
+
+
+def flow_tables(flow: "Flow", view: str, first: First = "show") -> list[Grid]:
+    """The same before there is a scale."""
     check_first(first)
     if view == "tokens":
         positions, columns = flow.sources, tuple(flow.tokens[i] for i in flow.sources)
         unit = (
             "share of the source's total"
             if flow.units == "share"
-            else f"score ({measure(flow.units, flow.total, flow.stderr)})"
+            else f"score ({measure(UNITS[flow.units], flow.total, flow.stderr)})"
         )
         grid = Grid([flow.total.tolist()], ("",), columns, unit, title="score of each source", positions=positions)
         breaks = tuple(i for i, source in enumerate(positions) if source != (positions[i - 1] + 1 if i else 0))
-        return on_one_scale([replace(grid, explained=_explained(flow), breaks=breaks)], first)
+        return [replace(grid, explained=_explained(flow), breaks=breaks)]
     rows, note = _sources(flow, first)
     whole = float(flow.total[rows].double().sum())
     if view == "last" and flow.last is not None:
-        return on_one_scale([_last(flow, _shares(flow.last[rows].double().sum(0), whole), note)])
+        return [_last(flow, _shares(flow.last[rows].double().sum(0), whole), note)]
     if view == "heads":
         branches = torch.cat([flow.heads, flow.mlps[..., None]], -1)[rows].double().sum(0)
         past = _shares(flow.skip[rows].double().sum(0), whole)
-        return on_one_scale([_heads(flow, _shares(branches, whole), past, note, first)])
+        return [_heads(flow, _shares(branches, whole), past, note, first)]
     if view == "stream":
         stream = flow.stream[rows].double().sum(0)
-        return on_one_scale([_stream(flow, _shares(stream, whole), note)], first)
+        return [_stream(flow, _shares(stream, whole), note)]
     return []
 
 
@@ -77,7 +82,7 @@ def flow_html(flow: "Flow", view: str | None = None, first: First = "show") -> s
     chosen = [name for name in flow_views(flow) if name in ("last", "heads", "stream")] if view is None else [view]
     body = "".join(flow_body(flow, name, first) for name in chosen)
     total, residual = markup.number(float(flow.total.sum())), f"{flow.residual:.1e}"
-    what = measure(flow.units, flow.total, flow.stderr)
+    what = measure(UNITS[flow.units], flow.total, flow.stderr)
     note = f"total {total} ({what}); largest violation of a conservation law {residual}"
     return markup.figure(flow_title(flow), markup.predictions(flow.meta), body, note=note)
 

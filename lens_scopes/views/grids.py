@@ -7,7 +7,6 @@ from typing import Literal
 
 from torch import Tensor
 
-from lens_scopes.results.provenance import UNITS, Units
 from lens_scopes.views import cells, markup
 
 First = Literal["show", "hide", "share"]
@@ -31,6 +30,8 @@ class Grid:
     title: str = ""
     positions: tuple[int, ...] = ()
     """Where the columns are tokens of a prompt: their positions."""
+    alone: bool = True
+    """Whether a column at position 0 is that token alone, and not a span that begins there."""
     explained: tuple[int, ...] = ()
     """Where it is known: of each row, the position whose prediction it is about."""
     breaks: tuple[int, ...] = ()
@@ -45,6 +46,11 @@ class Grid:
     def is_strip(self) -> bool:
         """Whether it is one line of tokens."""
         return bool(self.positions) and len(self.rows) == 1
+
+    @property
+    def has_first(self) -> bool:
+        """Whether the first column is position 0, which often swallows everything, beside others."""
+        return self.positions[:1] == (0,) and self.alone and len(self.columns) > 1
 
     @property
     def is_long(self) -> bool:
@@ -90,18 +96,20 @@ class Grid:
         return markup.legend(self.largest, self.signed, self.unit, by_row=bool(self.ends))
 
 
-def measure(units: Units, values: Tensor, stderr: Tensor | None) -> str:
+def measure(what: str, values: Tensor, stderr: Tensor | None) -> str:
     """What numbers are, with the standard error of an estimate: "squared units, ± 12 %" (its sum over theirs)."""
-    return UNITS[units] if stderr is None else f"{UNITS[units]}, {plus_minus(values.sum(), stderr.sum())}"
+    return what if stderr is None else f"{what}, {plus_minus(values.abs().sum(), stderr.sum())}"
 
 
 def plus_minus(value: Tensor, stderr: Tensor) -> str:
     """A standard error as a share of its value; blank where there is nothing to be wrong about."""
-    share = float(stderr / value)
+    share = float(stderr / value.abs())
     return f"± {100 * share:.2g} %" if math.isfinite(share) else ""
 
 
-def on_one_scale(grids: Sequence[Grid], first: First = "show", by_row: bool = False) -> list[Grid]:
+def on_one_scale(
+    grids: Sequence[Grid], first: First = "show", by_row: bool = False, *, stack: bool = True
+) -> list[Grid]:
     """Give tables of one unit one colour scale, and treat their first position as asked.
 
     Args:
@@ -112,34 +120,36 @@ def on_one_scale(grids: Sequence[Grid], first: First = "show", by_row: bool = Fa
         by_row: rows may have scales of their own, as layers do: the stream grows, and scores shrink with it, so that
             one scale would leave all but the first white. They get them where their ends differ threefold. Rows of a
             long prompt always have them, and there the position explained may be off its row's scale as position 0
-            may.
+            may. Rows of one name have one scale in all tables.
+        stack: whether several single lines of a long prompt come back as the rows of one table.
 
     Returns:
-        The tables with ``largest`` (or ``ends``) and ``note`` filled in. Several single lines of a long prompt come
-        back as the rows of one table.
+        The tables with ``largest`` (or ``ends``) and ``note`` filled in.
 
     Raises:
         ValueError: another word for ``first``.
 
     """
     check_first(first)
-    if len(grids) > 1 and all(grid.is_long and len(grid.rows) == 1 for grid in grids):
+    if stack and len(grids) > 1 and all(grid.is_long and len(grid.rows) == 1 for grid in grids):
         grids = [_stacked(grids)]
+    names = [grid.rows for grid in grids]
     if first != "show":
         grids = [_without_first(grid, share=first == "share") for grid in grids]
     long = any(grid.is_long for grid in grids)
-    own = [end for grid in grids for end, _ in _ends(grid)]
+    shared = _shared(grids, names)
+    own = list(shared.values())
     floor = _ROUNDING * max(own, default=0.0)
     by_row = (by_row and len(set(own)) > 1 and max(own) > _SINK * max(min(own), floor)) or long
     if by_row and any(len(grid.rows) > 1 for grid in grids):  # a strip has no name to say its end
-        return [_by_row(grid, floor) for grid in grids]
+        ends = [tuple(max(shared[name], floor) or 1.0 for name in rows) for rows in names]
+        return [_by_row(grid, of_rows) for grid, of_rows in zip(grids, ends, strict=True)]
     if long:
         largest = max(own) or 1.0
-        note = _off(grids, "this scale")
+        note = _off(grids, [(largest,) * len(grid.rows) for grid in grids], "this scale")
     else:
         full = max((markup.bound(grid.values) for grid in grids), default=1.0)
-        sinks = [grid.positions[:1] == (0,) and len(grid.columns) > 1 for grid in grids]
-        rest = max((markup.bound(g.values, skip_first=sink) for g, sink in zip(grids, sinks, strict=True)), default=1.0)
+        rest = max((markup.bound(grid.values, skip_first=grid.has_first) for grid in grids), default=1.0)
         clipped = full > _SINK * rest
         note = f"position 0 reaches {markup.number(full)}, off this scale" if clipped else ""
         largest = rest if clipped else full
@@ -171,7 +181,7 @@ def _ends(grid: Grid) -> list[tuple[float, list[int]]]:
 
 def _apart(grid: Grid, row: int) -> list[int]:
     """The columns that do not set a row's scale where they exceed the others by far: position 0, the one explained."""
-    sink = [0] if grid.positions[:1] == (0,) and len(grid.columns) > 1 else []
+    sink = [0] if grid.has_first else []
     explained = column_explained(grid, row) if grid.is_long else None
     return sink if explained is None or explained in sink else [*sink, explained]
 
@@ -183,18 +193,26 @@ def column_explained(grid: Grid, row: int) -> int | None:
     return grid.positions.index(grid.explained[row])
 
 
-def _by_row(grid: Grid, floor: float) -> Grid:
-    kept = tuple(max(end, floor) or 1.0 for end, _ in _ends(grid))
-    note = _off([grid], "its row's scale")
-    return replace(grid, ends=kept, note="; ".join(filter(None, (grid.note, note))))
+def _shared(grids: Sequence[Grid], names: Sequence[tuple[str, ...]]) -> dict[str, float]:
+    """By name, the end of the scale of all rows of that name."""
+    found: dict[str, float] = {}
+    for grid, rows in zip(grids, names, strict=True):
+        for name, (end, _) in zip(rows, _ends(grid), strict=True):
+            found[name] = max(found.get(name, 0.0), end)
+    return found
 
 
-def _off(grids: Sequence[Grid], what: str) -> str:
+def _by_row(grid: Grid, ends: tuple[float, ...]) -> Grid:
+    note = _off([grid], [ends], "its row's scale")
+    return replace(grid, ends=ends, note="; ".join(filter(None, (grid.note, note))))
+
+
+def _off(grids: Sequence[Grid], scales: Sequence[Sequence[float]], what: str) -> str:
     """What is off the scale, in words."""
     first, explained = [], []
-    for grid in grids:
-        for line, (_, off) in zip(grid.values, _ends(grid), strict=True):
-            for i in off:
+    for grid, ends in zip(grids, scales, strict=True):
+        for line, end, (_, off) in zip(grid.values, ends, _ends(grid), strict=True):
+            for i in (i for i in off if abs(line[i]) > end):
                 (explained if grid.positions[i] else first).append(abs(line[i]))
     parts = [("position 0", first), ("the position explained", explained)]
     said = [f"{name} reaches {markup.number(max(sizes))}" for name, sizes in parts if sizes]
@@ -219,8 +237,9 @@ def percent(part: float, whole: float) -> str:
 
 
 def _without_first(grid: Grid, share: bool) -> Grid:
-    if grid.positions[:1] != (0,) or len(grid.columns) < 2:
-        return grid
+    if not grid.has_first:
+        stays = "position 0 is part of the first column and stays" if grid.positions[:1] == (0,) else ""
+        return replace(grid, note="; ".join(filter(None, (grid.note, stays))))
     rows, notes = grid.rows, ["position 0 is left out"]
     if share:
         sums = [sum(abs(v) for v in line if math.isfinite(v)) for line in grid.values]

@@ -101,10 +101,10 @@ def colour(value: float, largest: float) -> tuple[str, str]:
     return f"rgb({rgb[0]},{rgb[1]},{rgb[2]})", "#000" if luminance > 0.179 else "#fff"
 
 
-def beside(left: str, right: str) -> str:
-    """Two parts side by side where there is room, one below the other where there is not."""
-    box = '<div style="display:inline-block;vertical-align:top;margin-right:24px">'
-    return f"{box}{left}</div>{box}{right}</div>"
+def beside(*parts: str) -> str:
+    """Parts side by side where there is room, one below the other where there is not."""
+    box = '<div style="display:inline-block;vertical-align:top;margin-right:24px;max-width:100%">'
+    return "".join(f"{box}{part}</div>" for part in parts)
 
 
 def predictions(meta: Mapping[str, Any], most: int = 3) -> str:

@@ -11,6 +11,7 @@ from lens_scopes.results.provenance import Target, scope_text, tokens_of
 from lens_scopes.views import choosing, circuits, explorer, markup
 from lens_scopes.views.circuits import Figure
 from lens_scopes.views.grids import First, check_first
+from lens_scopes.views.naming import prompts_of, title_of
 
 # Characters of a prompt in a heading that has to be told from others.
 _END = 30
@@ -30,7 +31,8 @@ def report(results_: Any, path: str | Path, *, title: str | None = None, first: 
     ``sources="each"`` gets an explorer. The same results give the same bytes.
 
     Args:
-        results_: a result, or a list of results and strings (paragraphs between them).
+        results_: a result, or a list of results and strings (paragraphs between them). A list inside this list is shown
+            side by side, as ``show`` does: ``[first, [second, third]]``.
         path: where to write; the file is written whole or not at all.
         title: of the page; None: the scope and model of the first result.
         first: "show", "hide" or "share": what to do with position 0, which often swallows everything.
@@ -86,7 +88,7 @@ def _titles(there: Sequence[Any]) -> list[str]:
     titles = [choosing.title(one) for one in there]
     if len(there) == 1:
         return titles
-    prompts = ["".join(getattr(one, "tokens", ())) for one in there]
+    prompts = prompts_of(there)
     ends = [f", “{'…' * (len(p) > _END)}{p[-_END:]}”" if p and len(set(prompts)) > 1 else "" for p in prompts]
     return [f"{n}. {title}{end}" for n, (title, end) in enumerate(zip(titles, ends, strict=True), 1)]
 
@@ -103,18 +105,18 @@ class _Page:
     def section(self, result: Any, name: str, title: str) -> str:
         """A result: prompt and prediction where they are new, then its views and where it comes from."""
         parts = [f'<h2 id="{name}">{title}</h2>']
-        meta = getattr(result, "meta", {})
-        tokens = getattr(result, "tokens", ())
-        if tokens and self.prompt != (tokens, meta.get("positions")):
-            self.prompt = (tokens, meta.get("positions"))
-            parts.append(f'<p class="prompt">{markup.escaped("".join(tokens))}</p>')
+        several = list(result) if isinstance(result, list | tuple) else [result]
+        meta = {} if len(several) > 1 else getattr(several[0], "meta", {})
+        for one, prompt in zip(several, prompts_of(several), strict=True):
+            if prompt and self.prompt != (prompt, one.meta.get("positions")):
+                self.prompt = (prompt, one.meta.get("positions"))
+                parts.append(f'<p class="prompt">{markup.escaped(prompt)}</p>')
         there = choosing.views(result)
         parts.append(markup.predictions(meta) if there else "")
         if isinstance(result, Flow):
             parts.append(self._explorer(result, f"{name}-explorer"))
         parts += [self._view(result, view, f"{name}-{view or 'view'}") for view in there or (None,)]
-        known = facts(result)
-        if known:
+        for known in filter(None, map(facts, several)):
             parts.append(f"<details><summary>provenance</summary>{markup.facts(known)}</details>")
         return f"<section>{''.join(parts)}</section>\n"
 
@@ -145,6 +147,11 @@ def facts(result: Any) -> list[tuple[str, str]]:
     meta = dict(getattr(result, "meta", None) or getattr(getattr(result, "measured", None), "meta", None) or {})
     if not meta:
         return []
+    if "difference" in meta:
+        return [
+            ("result", repr(result)),
+            *((side, title_of(one)) for side, one in zip("ab", meta["difference"], strict=True)),
+        ]
     processing = [
         "final norm folded" if meta.get("folded") else "final norm not folded",
         "logits centred" if meta.get("centred") else "logits not centred",

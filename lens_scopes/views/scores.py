@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lens_scopes.results.provenance import scope_text, tokens_of
+from lens_scopes.results.provenance import lengths, tokens_of, unit_text
 from lens_scopes.sites import EMBED, short
 from lens_scopes.views import markup
 from lens_scopes.views.cells import MOST_COLUMNS
 from lens_scopes.views.grids import First, Grid, measure, on_one_scale
 from lens_scopes.views.long import MOST_PIXELS, drawn
+from lens_scopes.views.naming import title_of
 
 if TYPE_CHECKING:
     from lens_scopes.results.scores import Scores
@@ -36,33 +37,36 @@ def scores_views(scores: "Scores") -> tuple[str, ...]:
 
 def scores_grids(scores: "Scores", view: str, first: First = "show") -> list[Grid]:
     """One view as labelled tables on one colour scale."""
+    return on_one_scale(scores_tables(scores, view), first, by_row=view == "layers")
+
+
+def scores_tables(scores: "Scores", view: str) -> list[Grid]:
+    """The same before there is a scale."""
     note = ""
     if view == "tokens":
         scores, note = _one_line(scores)
-    positions = scores.coords["pos"]
-    grids = [
+    columns, said = columns_of(scores)
+    joined = scores.meta.get("joined", [[0]])
+    return [
         Grid(
             values=values.tolist(),
             rows=rows,
-            columns=scores.tokens,
-            unit=f"score ({measure(scores.units, scores.values, scores.stderr)})",
+            columns=columns,
+            unit=f"score ({measure(unit_text(scores.meta), scores.values, scores.stderr)})",
             signed=scores.units == "signed",
             title=name,
-            positions=positions,
+            positions=scores.coords["pos"],
+            alone=len(joined[0]) == 1,
             explained=explained,
-            note=note,
+            note="; ".join(filter(None, (note, said))),
         )
         for name, rows, values, explained in _slices(scores)
     ]
-    return on_one_scale(grids, first, by_row=view == "layers")
 
 
 def scores_title(scores: "Scores") -> str:
     """What was asked of which model; of effects of patches, whether they were predicted or measured."""
-    along = scores.meta.get("along") if "patching" not in scores.meta else None
-    times = {"activation": " × activation", "tensor": " × direction"}.get(along or "", "")
-    asked = f"{scope_text(scores.meta)}{times} on {scores.meta.get('model', 'a model')}"
-    return f"{scores.meta['patching']} effects of patches: {asked}" if "patching" in scores.meta else asked
+    return title_of(scores.meta)
 
 
 def scores_html(scores: "Scores", view: str | None = None, first: First = "show") -> str:
@@ -89,6 +93,25 @@ def scores_body(scores: "Scores", view: str | None = None, first: First = "show"
         more = f"first {_MOST_TABLES} of {len(grids)} tables; select others with sel(...)"
     note = "; ".join(filter(None, (grids[0].note, more)))
     return drawn(grids[:_MOST_TABLES]) + (markup.remark(note) if note else "")
+
+
+def columns_of(scores: "Scores") -> tuple[tuple[str, ...], str]:
+    """What stands over each position: its token, or what was joined with its number of tokens; and a note on those."""
+    meta = scores.meta
+    counts = lengths(meta)
+    if not counts:
+        return scores.tokens, ""
+    # In front, because long names are cut.
+    many = tuple(text if n == "1" else f"{n}× {text.strip(' ')}" for text, n in zip(scores.tokens, counts, strict=True))
+    notes = ["×: of so many tokens" if many != scores.tokens else ""]
+    left = len(meta.get("joined_tokens", ())) - sum(map(len, meta["joined"]))
+    notes.append(f"{left} of {len(meta['joined_tokens'])} tokens are in no span" if left > 0 else "")
+    astride = meta.get("straddling", ())
+    at = ", ".join(f"{markup.named(meta['joined_tokens'][i])} at {i}" for i in astride[:3]) + (
+        ", …" if len(astride) > 3 else ""
+    )
+    notes.append(f"partly outside of its span: {at}" if astride else "")
+    return many, "; ".join(filter(None, notes))
 
 
 def _one_line(scores: "Scores") -> tuple["Scores", str]:
@@ -147,7 +170,7 @@ def _column(scores: "Scores", position: int) -> tuple[int, ...]:
 
 def _largest(scores: "Scores") -> str:
     """Where there is too much to draw: the largest scores as a list."""
-    flat = scores.values.flatten()
+    flat, (columns, _) = scores.values.flatten(), columns_of(scores)
     finite = flat.abs().nan_to_num(nan=-1.0)
     rows = []
     for i in finite.topk(min(_LISTED, len(flat))).indices.tolist():
@@ -157,7 +180,7 @@ def _largest(scores: "Scores") -> str:
             labels[dim] = (at, scores.coords[dim][at])
         at, position = labels.pop("pos")
         where = " ".join(label_text(dim, label) for dim, (_, label) in reversed(labels.items()))
-        rows.append((str(position), markup.visible(scores.tokens[at]), where, markup.number(float(flat[i]))))
+        rows.append((str(position), markup.visible(columns[at]), where, markup.number(float(flat[i]))))
     return markup.heading(f"the {len(rows)} largest") + markup.numbers(("position", "token", "where", "score"), rows)
 
 

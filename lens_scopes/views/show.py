@@ -71,7 +71,9 @@ def show(result: Any, view: str | None = None, *, first: First = "show") -> Show
 
     Args:
         result: Scores ("layers", "heads" or "targets" by their axes, and "tokens"), a Flow ("last", "heads", "stream",
-            "edges", "tokens"), or another result, which has one static view.
+            "edges", "tokens"), or another result, which has one static view. A list of Scores, or of Flows, stands
+            side by side: a static view, one colour scale for all numbers of one unit, each named by what tells it from
+            the others.
         view: one of these; None for the first.
         first: "show", "hide" or "share": what to do with position 0, which often swallows everything.
 
@@ -79,7 +81,7 @@ def show(result: Any, view: str | None = None, *, first: First = "show") -> Show
         What a notebook displays; ``save(path)`` writes it as a page of its own.
 
     Raises:
-        ValueError: a view that the result does not have.
+        ValueError: a view that the result does not have, or not all that stand side by side.
         TypeError: not a result.
 
     """
