@@ -108,7 +108,7 @@ def plus_minus(value: Tensor, stderr: Tensor) -> str:
 
 
 def on_one_scale(
-    grids: Sequence[Grid], first: First = "show", by_row: bool = False, *, stack: bool = True
+    grids: Sequence[Grid], first: First = "show", by_row: bool = False, *, together: bool = False
 ) -> list[Grid]:
     """Give tables of one unit one colour scale, and treat their first position as asked.
 
@@ -120,8 +120,9 @@ def on_one_scale(
         by_row: rows may have scales of their own, as layers do: the stream grows, and scores shrink with it, so that
             one scale would leave all but the first white. They get them where their ends differ threefold. Rows of a
             long prompt always have them, and there the position explained may be off its row's scale as position 0
-            may. Rows of one name have one scale in all tables.
-        stack: whether several single lines of a long prompt come back as the rows of one table.
+            may.
+        together: the tables are results side by side: rows of one name have one scale in all of them, and several
+            single lines of a long prompt stay tables of their own, where they otherwise become the rows of one.
 
     Returns:
         The tables with ``largest`` (or ``ends``) and ``note`` filled in.
@@ -131,9 +132,9 @@ def on_one_scale(
 
     """
     check_first(first)
-    if stack and len(grids) > 1 and all(grid.is_long and len(grid.rows) == 1 for grid in grids):
+    if not together and len(grids) > 1 and all(grid.is_long and len(grid.rows) == 1 for grid in grids):
         grids = [_stacked(grids)]
-    names = [grid.rows for grid in grids]
+    names = [[(0 if together else n, row) for row in grid.rows] for n, grid in enumerate(grids)]
     if first != "show":
         grids = [_without_first(grid, share=first == "share") for grid in grids]
     long = any(grid.is_long for grid in grids)
@@ -193,9 +194,9 @@ def column_explained(grid: Grid, row: int) -> int | None:
     return grid.positions.index(grid.explained[row])
 
 
-def _shared(grids: Sequence[Grid], names: Sequence[tuple[str, ...]]) -> dict[str, float]:
+def _shared(grids: Sequence[Grid], names: Sequence[Sequence[tuple[int, str]]]) -> dict[tuple[int, str], float]:
     """By name, the end of the scale of all rows of that name."""
-    found: dict[str, float] = {}
+    found: dict[tuple[int, str], float] = {}
     for grid, rows in zip(grids, names, strict=True):
         for name, (end, _) in zip(rows, _ends(grid), strict=True):
             found[name] = max(found.get(name, 0.0), end)

@@ -61,7 +61,7 @@ def together_grids(results: Sequence[Any], view: str, first: First = "show") -> 
     scaled: dict[int, Grid] = {}
     for unit in dict.fromkeys((grid.unit, grid.signed) for grid in flat):
         same = [n for n, grid in enumerate(flat) if (grid.unit, grid.signed) == unit]
-        of_unit = on_one_scale([flat[n] for n in same], first, by_row=view == "layers", stack=False)
+        of_unit = on_one_scale([flat[n] for n in same], first, by_row=view == "layers", together=True)
         scaled |= dict(zip(same, of_unit, strict=True))
     drawn = iter(scaled[n] for n in range(len(flat)))
     return [[next(drawn) for _ in tables] for tables in made]
