@@ -83,7 +83,7 @@ def test_a_vector_is_a_tensor_outside_any_graph(value, dtype):
 
 @pytest.mark.parametrize(
     "value",
-    ["probe", None, [True, False], np.array([True]), torch.tensor([True]), [1j], ["a"], [[1], [1, 2]], object()],
+    ["probe", None, [True, False], np.array([True]), torch.tensor([True]), [1j], ["a"], [[1], [1, 2]], {"a": 1}],
     ids=str,
 )
 def test_what_is_no_vector_is_refused(value):
