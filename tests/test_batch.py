@@ -123,7 +123,7 @@ def test_what_a_batch_refuses(backend):
         ls.score_batch(model, [ids, ids], [ls.Semantic()] * 3)
     with pytest.raises(ValueError, match="squared"):
         ls.score(model, ids, lambda s: ls.Cotangents(s.y[None], squared=s.index == 0), position=[1, 2])
-    with pytest.raises(ValueError, match=r"along has shape \(1, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"along is .* got shape \(1, 2, 3\)"):
         ls.score(model, ids, ls.Semantic(), along=torch.zeros(1, 2, 3))
     with pytest.raises(ValueError, match="along is None"):
         ls.score(model, ids, ls.Semantic(), along="gradient")

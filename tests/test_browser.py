@@ -293,7 +293,7 @@ def test_without_script_the_numbers_are_there(browser, tmp_path):
     page.goto(path.as_uri())
     for text in ("the cat sat", "share of the total through each head", "strongest edges", "needs JavaScript"):
         assert text in page.locator("body").inner_text()
-    assert page.locator("td[title]").count() == 24 + 2 * 4 + 3 * 8
+    assert page.locator("td[title]").count() == 24 + 2 * 3 + 2 * 4 + 3 * 8
     context.close()
 
 

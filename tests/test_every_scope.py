@@ -242,9 +242,10 @@ RESULTS = {
     "comparison": lambda: ls.patching.compare(patches(ls.patching.predict), patches(ls.patching.measure)),
     "table": table,
     "curve": lambda: table().curve("semantic"),
+    "profile": lambda: ls.profile([scored(), scored(position=-2)], by="site"),
 }
 #: Those that are drawn as cells with a number on hover; the others have a table or a scatter of their own.
-DRAWN = [name for name in RESULTS if name not in ("no positions", "comparison", "table", "curve")]
+DRAWN = [name for name in RESULTS if name not in ("no positions", "comparison", "table", "curve", "profile")]
 
 
 @pytest.mark.parametrize("name", RESULTS)

@@ -331,7 +331,7 @@ def test_what_is_made_of_it_keeps_its_digits_too(backend, lead):
     assert_close(flow.total / float(scale), expected[0].sum()[None], 1e-5)
     assert_close(flow.stream.sum(-1), flow.total[:, None].expand(flow.stream.shape[:2]), 1e-5)
     assert_close(flow.skip + flow.heads.sum(-1), flow.total[:, None].expand(flow.skip.shape), 1e-5)
-    paths = flow.paths(3, beam=4)
+    paths = flow.paths(3, budget=4)
     assert paths.influence.sum() == pytest.approx(float(flow.total.sum()), rel=1e-5)
     other = [*ids[:2], (ids[2] + 1) % tiny.VOCAB, *ids[3:]]
     predicted = ls.patching.predict(model, other, ids, ls.Fisher(None))

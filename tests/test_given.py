@@ -114,7 +114,7 @@ DOORS = {
     "flow": lambda n: ls.flow(model(), IDS, ls.Semantic(7), position=n).heads,
     "row": lambda n: ls.flow(model(), IDS, ls.Semantic(7), sources="each").sel(source=n).heads,
     "top": lambda n: torch.tensor(ls.flow(model(), IDS, ls.Semantic(7)).top(n).influence),
-    "paths": lambda n: torch.tensor(ls.flow(model(), IDS, ls.Semantic(7)).paths(n, beam=8).influence),
+    "paths": lambda n: torch.tensor(ls.flow(model(), IDS, ls.Semantic(7)).paths(n, budget=8).influence),
     "label": lambda n: ls.score(model(), IDS, ls.Semantic(7)).sel(pos=n).values,
     "head": lambda n: ls.score(model(), IDS, ls.Semantic(7), sites="z").sel(head=n).values,
     "jacobian": lambda n: ls.jacobian(model(), IDS, position=n).dense(),

@@ -64,7 +64,7 @@ MISTAKES = {
         lambda: ls.score(tiny.hugging_face("gpt2"), IDS, SEVEN),
         ("got GPT2LMHeadModel", "HookedTransformer or TransformerBridge", "write lens_scopes.load"),
     ),
-    "no such model": (lambda: ls.load("/no/such"), ("/no/such", "a name on the hub or a directory", "write one")),
+    "no such model": (lambda: ls.load("/no/such"), ("/no/such", "a name on the hub, a directory or a .gguf file", "write one")),
     "no such backend": (
         lambda: ls.load("gpt2", backend="tf"),
         ("got 'tf'", "'auto', 'bridge' or 'hooked'", "write backend='auto'"),
@@ -72,7 +72,7 @@ MISTAKES = {
     # The prompt
     "several prompts": (
         lambda: score(["a", "b"]),
-        ("got ['a', 'b']", "a string, a list of ids, a tensor of ids", "write score_batch"),
+        ("got ['a', 'b']", "a string, a list or tensor of ids", "write score_batch"),
     ),
     "no prompt": (lambda: score(""), ("got ''", "at least one token", "write")),
     "a prompt that is too long": (lambda: score([5] * 40), ("40 tokens", "a context of 32", "write a shorter one")),
@@ -84,7 +84,7 @@ MISTAKES = {
         lambda: score(torch.tensor([[1, 2], [3, 4]])),
         ("got Tensor (2, 2)", "ids [pos] or [1, pos]", "see score_batch"),
     ),
-    "bools for ids": (lambda: score([True, False]), ("got [True, False]", "a list of ids", "write score_batch")),
+    "bools for ids": (lambda: score([True, False]), ("got [True, False]", "a list or tensor of ids", "write score_batch")),
     "a chat without a template": (
         lambda: score([{"role": "user", "content": "a"}]),
         ("no chat template", "a chat", "write the prompt as one string"),
@@ -262,12 +262,12 @@ MISTAKES = {
     "several labels": (lambda: scores().sel(pos=[1, 2]), ("no label [1, 2]", "axis 'pos'", "write one of 0, 1")),
     "a sum over nothing": (lambda: scores().sum("head"), ("no axis 'head'", "site, pos", "write one of")),
     "tokens joined to sentences": (
-        lambda: scores().aggregate("sentence"),
-        ("got 'sentence'", "knows 'word'", "write aggregate('word')"),
+        lambda: scores().aggregate("verse"),
+        ("'verse'", "'word'", "write"),
     ),
     "tokens joined twice": (
         lambda: scores().aggregate().aggregate(),
-        ("joined already", "to words", "aggregate the scores they came from"),
+        ("joined by word", "aggregate joins positions", "join the scores of single tokens"),
     ),
     "an interval of what is exact": (
         lambda: scores().interval(),
@@ -304,7 +304,7 @@ MISTAKES = {
     "a picture of a number": (lambda: ls.show(3), ("got 3 (int)", "take Scores, Flow", "write what score or flow")),
     "no such view": (
         lambda: ls.show(flow(), "edges"),
-        ("no view 'edges'", "it has 'heads', 'stream'", "run flow(..., edges=True)"),
+        ("no view 'edges'", "it has 'last', 'heads', 'stream'", "run flow(..., edges=True)"),
     ),
     "a word for the first position": (
         lambda: ls.show(scores(), first="skip"),
@@ -339,7 +339,7 @@ MISTAKES = {
     ),
     "a list of places": (
         lambda: patching.measure(model(), IDS, IDS, SEVEN, where=[0]),
-        ("got [0]", "a bool tensor shaped like the values, (3, 7)", "write e.g. where="),
+        ("got 0", "heads as (layer, head)", "write e.g. where="),
     ),
     "no steps": (
         lambda: patching.predict(model(), IDS, IDS, SEVEN, steps=0),

@@ -200,7 +200,7 @@ def test_a_metric_gets_the_logits_of_its_position_alone(backend):
         (lambda z: z[0, 0], rf"one element, got shape \({tiny.VOCAB},\)"),
         (lambda z: z[0, 0, :2], r"one element, got shape \(2,\)"),
         (lambda z: 1.0, "one element, got float"),
-        (lambda z: z.detach().sum(), "does not depend on the logits"),
+        (lambda z: z.detach().sum(), "must return what depends on the logits"),
     ],
 )
 @pytest.mark.parametrize("backend", tiny.BACKENDS)

@@ -51,8 +51,8 @@ class Asked:
         """
         if not spans_positions(self.scope) and len(self.positions) > 1:
             msg = (
-                f"{verb} explains one position, got {list(self.positions)}; call once for each, or explain their "
-                "tokens as one with ls.Continuation()"
+                f"{verb} explains one position, got {list(self.positions)}; write an index and call once for "
+                "each, or explain their tokens as one with ls.Continuation()"
             )
             raise ValueError(msg)
         return replace(self, several=False)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
@@ -82,6 +83,8 @@ def places_of(host: Host, sites: Sites, where: Any, differs: Bool[Tensor, "site 
         return Places(sites, asked, whole_heads=True)
     if where is None:
         return Places(sites, torch.ones_like(differs), whole_heads=False)
+    if isinstance(where, np.ndarray) and where.dtype == np.bool_:
+        where = torch.from_numpy(where.copy())
     if not isinstance(where, Tensor) or where.shape != differs.shape or where.dtype != torch.bool:
         got = f"{where.dtype} {tuple(where.shape)}" if isinstance(where, Tensor) else type(where).__name__
         msg = (
