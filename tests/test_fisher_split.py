@@ -1,6 +1,5 @@
 """The Fisher Scope on a real vocabulary: likely words held, the others dealt to probes in one sweep; near certainty."""
 
-import copy
 import functools
 import math
 
@@ -296,7 +295,7 @@ def test_divergence_keeps_its_digits(lead):
 @functools.cache
 def certain(backend: str, lead: float):
     """A tiny Llama that is as sure of its prediction as is asked for, and its final state."""
-    model = copy.deepcopy(tiny.host("llama", backend))
+    model = tiny.fresh_host("llama", backend)
     seen = []
 
     def look(state):
