@@ -71,7 +71,8 @@ def joined(
             msg = "the prompt has no named spans of its own; write them down: aggregate({'question': (3, 9), ...})"
             raise ValueError(msg)
         return _named(tokens, special, meta["spans"], {})
-    msg = f"aggregate knows {', '.join(map(repr, KNOWN))} and a mapping of names to spans, got {by!r}; write aggregate('word')"
+    known = ", ".join(map(repr, KNOWN))
+    msg = f"aggregate knows {known} and a mapping of names to spans, got {by!r}; write aggregate('word')"
     raise ValueError(msg)
 
 
