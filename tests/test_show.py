@@ -140,7 +140,7 @@ def test_one_source_of_a_flow():
     torch.testing.assert_close(torch.tensor(grid.values), travel.stream[2] / travel.total[2])
     assert "of “␣cat” (position 2)" in grid.title
     assert "of “␣cat” (position 2)" in one.show("heads").static
-    assert one.plot("stream").axes[0].get_title(loc="left").startswith("where the influence of “cat”")
+    assert one.plot("stream").axes[0].get_title(loc="left").startswith("where the influence of “␣cat”")
     with pytest.raises(KeyError, match="9"):
         travel.sel(source=9)
     with pytest.raises(ValueError, match="sources='each'"):
