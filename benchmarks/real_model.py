@@ -1,6 +1,6 @@
 """What patches, checks and flows cost on a real model, in units of one bare forward + backward to the embeddings.
 
-    python benchmarks/real_model.py [--rounds 3] [--model DIR] [--write docs/cost.md]
+    python benchmarks/real_model.py [--rounds 3] [--only patches|checks|flow|svd] [--oracle] [--write docs/cost.md]
 
 Gemma 3 270M on the Bridge (its directory: --model). Each case stands between two floors on the same prompt, all of it CPU
 time of one thread in one process, and the median of the ratios to the two floors' mean is quoted. "one at a time" is the
@@ -9,6 +9,7 @@ floors does not show are the numbers: the largest difference from that oracle is
 """
 
 import argparse
+import functools
 import gc
 import statistics
 import time
@@ -127,10 +128,45 @@ def _resid_post(*given: Any) -> torch.Tensor:
     )
 
 
+def checked(model, options) -> list[list[str]]:
+    """Finite differences at four places."""
+    rows = []
+    for text, length in ((SHORT, 9), (MIDDLE, 25)):
+        ids = truncated(model, text, length)
+        scores = ls.score(model, ids, ls.Semantic())
+        call = functools.partial(scores.check, model)
+        median, span, report = ratio(model, torch.tensor([ids]), call, options.rounds)
+        rows.append(
+            ["check of a Semantic score", str(length), median, span, f"largest error {report['max_error']:.1e}"]
+        )
+    return rows
+
+
+def many(model, options, name: str, call: Callable[[list[int]], Any]) -> list[list[str]]:
+    """Many directions of one prompt."""
+    ids = truncated(model, LONG, 29)
+    median, span, result = ratio(model, torch.tensor([ids]), lambda: call(ids), options.rounds)
+    residual = result.residual if isinstance(result.residual, float) else float(result.residual.max())
+    return [[name, "29", median, span, f"residual {residual:.1e}"]]
+
+
+PARTS = {
+    "patches": measured,
+    "checks": checked,
+    "flow": lambda model, options: many(
+        model, options, "flow(sources='each')", lambda ids: ls.flow(model, ids, ls.Semantic(), sources="each")
+    ),
+    "svd": lambda model, options: many(
+        model, options, "jacobian(...).svd(2)", lambda ids: ls.jacobian(model, ids).svd(2)
+    ),
+}
+
+
 def main() -> None:
     """Print the table, or write it into a page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=PARTS, action="append")
     parser.add_argument("--places", type=int, default=87)
     parser.add_argument("--model", type=Path, default=DIRECTORY)
     parser.add_argument("--oracle", action="store_true", help="run TransformerLens's getters beside it: minutes")
@@ -139,27 +175,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     model = ls.load(options.model, backend="bridge", device="cpu")
-    rows = measured(model, options)
-    print(*rows, sep="\n", flush=True)
-    for text, length in ((SHORT, 9), (MIDDLE, 25)):
-        ids = truncated(model, text, length)
-        scores = ls.score(model, ids, ls.Semantic())
-        median, span, report = ratio(
-            model, torch.tensor([ids]), lambda scores=scores: scores.check(model), options.rounds
-        )
-        rows.append(
-            ["check of a Semantic score", str(length), median, span, f"largest error {report['max_error']:.1e}"]
-        )
-    ids = truncated(model, LONG, 29)
-    cases = {
-        'flow(sources="each")': lambda: ls.flow(model, ids, ls.Semantic(), sources="each"),
-        "jacobian(...).svd(2)": lambda: ls.jacobian(model, ids).svd(2),
-    }
-    for name, call in cases.items():
-        median, span, result = ratio(model, torch.tensor([ids]), call, options.rounds)
-        residual = result.residual if isinstance(result.residual, float) else float(result.residual.max())
-        rows.append([name, "29", median, span, f"residual {residual:.1e}"])
-        print(rows[-1], flush=True)
+    rows = [row for part in options.only or PARTS for row in PARTS[part](model, options)]
     table = tables.markdown(["case", "tokens", "time / floor (median)", "min..max", ""], rows)
     print(table)
     if options.write:

@@ -93,7 +93,8 @@ def measure(
         (made,) = cotangents_at(pair.scope, reference)
         differs = torch.stack([changed(found.clean[name][0], found.corrupted[name][0]) for name in wanted.names]).cpu()
         places = places_of(host, wanted, where, differs)
-        kept = Kept(host, pair.corrupted, found.corrupted).cut(max(pair.positions) + 1)
+        begin = {name: found.corrupted[name] for name in _begins(wanted.names)}
+        kept = Kept(host, pair.corrupted, begin).cut(max(pair.positions) + 1)
         differs[:, len(kept.tokens) :] = False
         # Together, a place where the runs agree still matters: what is patched before it may change it.
         indices = [i for i in places.asked.nonzero().tolist() if together or differs[i[0]][places.at(i)].any()]
@@ -130,9 +131,13 @@ def measure(
 
 def _opened(host: Host, names: Sequence[str], scope: Scope) -> list[str]:
     """The sites themselves, where their blocks begin, and what the scope reads."""
-    begin = [STREAM["resid_pre"].format(layer_of(name) or 0) for name in names]
     inner = site_of(scope)
-    return list(dict.fromkeys([*names, *begin, *(() if inner == FINAL else host.sites([inner]).names)]))
+    return list(dict.fromkeys([*names, *_begins(names), *(() if inner == FINAL else host.sites([inner]).names)]))
+
+
+def _begins(names: Sequence[str]) -> list[str]:
+    """The streams that their blocks begin with."""
+    return [STREAM["resid_pre"].format(layer_of(name) or 0) for name in names]
 
 
 def _patch(clean: Mapping[str, Tensor], site: str, at: At) -> tuple[str, RowEdit]:
