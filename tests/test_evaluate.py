@@ -381,6 +381,17 @@ def test_what_several_methods_take_out_is_taken_out_once(replace):
     assert found.values[:6].unique(dim=0).shape[0] == 1
 
 
+def test_embeddings_are_read_without_running_a_block():
+    from lens_scopes.evaluate.protocol import embed
+    from lens_scopes.host import Host
+
+    host, ran = tiny.fresh_host("gpt2", tiny.BACKENDS[0]), []
+    host.add_hook("blocks.0.hook_resid_post", lambda x, hook: ran.append(x))
+    found = embed(Host(host), torch.tensor(PROMPTS[0]))
+    assert torch.equal(found, host.embed(torch.tensor([PROMPTS[0]]))[0])
+    assert ran == []
+
+
 def test_fisher_is_affordable_and_fisher_exact_is_exact():
     host, question = model(), ask(model(), PROMPTS[:1], None, seed=3)[0]
     for name, scope in (("fisher", ls.Fisher(seed=3)), ("fisher_exact", ls.Fisher(None))):

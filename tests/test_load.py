@@ -133,9 +133,16 @@ def gemma(**edits):
 
 @needs_hooked
 def test_a_configuration_is_found_by_its_numbers():
+    """TransformerLens 2 gives Gemma 2 its windows in the wrong blocks: there it is another model."""
     from lens_scopes.host.hooked import official_name
 
-    assert official_name(gemma()) == "google/gemma-2-2b"
+    sizes = {"hidden_size": 640, "num_hidden_layers": 18, "num_attention_heads": 4, "num_key_value_heads": 1}
+    sizes |= {"head_dim": 256, "intermediate_size": 2048, "vocab_size": 262144, "query_pre_attn_scalar": 256}
+    third = transformers.Gemma3TextConfig(**sizes, sliding_window=512)
+    third.architectures = ["Gemma3ForCausalLM"]
+    assert official_name(third) == "google/gemma-3-270m"
+    swapped = tiny.TRANSFORMER_LENS.startswith("2.")
+    assert official_name(gemma()) == (None if swapped else "google/gemma-2-2b")
 
 
 @needs_hooked

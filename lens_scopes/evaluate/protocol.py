@@ -122,5 +122,9 @@ def put(embedding: Float[Tensor, "batch pos d"]) -> Callable[[Tensor], None]:
 
 @torch.no_grad()
 def embed(host: Host, tokens: Int[Tensor, " pos"]) -> Float[Tensor, "pos d"]:
-    """What hook_embed holds."""
-    return run_to_last_residual(host, tokens[None], ["hook_embed"], grad=False).sites["hook_embed"][0].detach()
+    """What hook_embed holds; no block is run."""
+    return (
+        run_to_last_residual(host, tokens[None], ["hook_embed"], grad=False, until="hook_embed")
+        .sites["hook_embed"][0]
+        .detach()
+    )
