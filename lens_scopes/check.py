@@ -20,7 +20,7 @@ from lens_scopes.host.readout import final_norm
 from lens_scopes.host.undo import guarded
 from lens_scopes.results.flow import Flow
 from lens_scopes.results.scores import Scores
-from lens_scopes.scopes.protocol import Scope, cotangents_at, scope_from, site_of
+from lens_scopes.scopes.protocol import Scope, cotangents_at, cotangents_of, scope_from, site_of, spans_positions
 from lens_scopes.scopes.state import Cotangents
 from lens_scopes.score import Options, answer
 from lens_scopes.sites import EMBED, FINAL, HEADS, STREAM, layer_of
@@ -241,12 +241,12 @@ def _planted(run: Trace, asked: Asked, scores: Scores) -> tuple[list[Cotangents]
     """What the scores are made of, laid out for the positions; of an estimated sum with the signs that it drew."""
     if "reduce" in scores.meta:
         made = total(run, 0, asked, None if scores.probes is None else scores.meta["passes"])
-    else:
+    elif spans_positions(asked.scope):
         made = cotangents_at(asked.scope, run.ends(0))
-        if not made[0].spans:
-            index = asked.positions.index(scores.meta.get("selected", {}).get("target_pos", asked.positions[0]))
-            one = made[index]
-            return [one], Rows((one.vectors,), ((index,) * len(one.vectors),))
+    else:
+        index = asked.positions.index(scores.meta.get("selected", {}).get("target_pos", asked.positions[0]))
+        one = cotangents_of(asked.scope, run.state(0, index))
+        return [one], Rows((one.vectors,), ((index,) * len(one.vectors),))
     return made, Rows.of([made])
 
 
