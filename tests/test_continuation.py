@@ -309,9 +309,10 @@ def test_all_paths_of_an_answer_make_its_total():
     model, t = tiny.host("gpt2", tiny.BACKENDS[-1]), text()
     flow = ls.flow(model, t, ls.Continuation())
     every = (tiny.HEADS + 1) ** tiny.LAYERS
-    paths = flow.paths(every, beam=every)
+    paths = flow.paths(every, budget=every)
     assert len(paths) == every + 1
     assert_close(float(paths.influence[:-1].sum()), float(flow.total.sum()), 1e-9)
+    assert_close(float(flow.orders().influence.sum()), float(flow.total.sum()), 1e-9)
 
 
 def test_flow_explains_one_position_or_all_as_one():

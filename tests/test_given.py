@@ -6,7 +6,8 @@ import torch
 
 import lens_scopes as ls
 import tiny
-from lens_scopes import evaluate, given, patching
+from lens_scopes import evaluate, patching
+from lens_scopes.results import given
 
 BACKEND = tiny.BACKENDS[0]
 IDS = tiny.tokens()

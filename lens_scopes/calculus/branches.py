@@ -27,10 +27,11 @@ class Branches:
 
     run: Trace
 
-    def end(self, vectors: Float[Tensor, "row d_model"]) -> Float[Tensor, "row pos d_model"]:
-        """Cotangents at y, pulled back to the output of the last block."""
+    def end(self, vectors: Float[Tensor, "row *position d_model"]) -> Float[Tensor, "row pos d_model"]:
+        """Cotangents at y, at its one position or at all of them, pulled back to the output of the last block."""
         last = self.run.host.last_residual
-        return self._back(self.run.y, vectors[:, None, None].to(self.run.y), [last])[last][:, 0]
+        at_y = vectors.reshape(len(vectors), *self.run.y.shape).to(self.run.y)
+        return self._back(self.run.y, at_y, [last])[last][:, 0]
 
     def at_embedding(self, end: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos d_model"]:
         """Cotangents at the output of the last block, pulled back all the way by every route."""
