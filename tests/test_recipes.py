@@ -73,6 +73,23 @@ def test_why_is_a_logit_difference(run):
     assert (target["text"].strip(), target["versus"]["text"].strip()) == ("Tom", "Nina")
 
 
+def test_every_generated_token_has_its_row(run):
+    names = run("Every token")
+    start, stop = names["text"].spans["completion"]
+    assert names["every"].coords["target_pos"] == tuple(range(start - 1, stop - 1))
+    assert [one["id"] for one in names["every"].meta["targets"]] == list(names["text"].ids[start:stop])
+
+
+def test_an_answer_is_one(run):
+    names = run("An answer")
+    start, stop = names["text"].spans["completion"]
+    logits = names["model"](torch.tensor([list(names["text"].ids)]))[0].detach().double().log_softmax(-1)
+    value = sum(float(logits[i - 1, names["text"].ids[i]]) for i in range(start, stop))
+    assert stop - start == 2
+    assert names["answer"].meta["value"] == pytest.approx(value, rel=1e-4)
+    assert names["answer"].aggregate("span").tokens == ("prompt", "completion")
+
+
 def test_the_heads_that_were_followed_are_those_patched(run):
     names = run("The heads")
     top = names["flow"].top(50)
