@@ -37,10 +37,11 @@ version = release = lens_scopes.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 nitpicky = True
 nitpick_ignore_regex = [
+    (r"py:.*", r"lens_scopes\.(results\.provenance\.Note|host\.capture\.Seen)"),
     # Other people's names have no page here, and there is no network to look for one.
     (r"py:.*", r"(torch|jaxtyping|collections|typing|pathlib|pandas|matplotlib|plotly|numpy|nbclient|types|enum)\b.*"),
     (r"py:.*", r"pd\..*|'.*|'"),
-    (r"py:.*", r"(optional|Path|Tensor|Any|None|Axes|Figure|DataFrame|Callable|Sequence|Mapping)"),
+    (r"py:.*", r"(optional|Path|Tensor|ndarray|np.ndarray|Any|None|Axes|Figure|DataFrame|Callable|Sequence|Mapping)"),
     (
         r"py:.*",
         r"(bool|int|float|str|dict|list|tuple|set|object|bytes|frozenset|type|slice|range|[A-Z]\w+(Error|Warning))",

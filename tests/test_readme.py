@@ -73,6 +73,7 @@ def sentences(text: str) -> list[str]:
 NUMBER = re.compile(r"\d|\b(one|two|three|four|five|six|seven|eight|nine|ten)\b", re.IGNORECASE)
 #: What no run can show: names of things, mathematics that has oracles of its own, the year of a paper.
 NO_CLAIM = (
+    "words that carry at least 99 % of the trace",  # tests/test_fisher_split.py
     "On a `HookedTransformer` (TransformerLens 2 and 3):",
     "On a `TransformerBridge` (TransformerLens 3 and 4) nothing else changes:",  # the code below it asserts it
     "`lens-scopes score",
