@@ -33,17 +33,16 @@ def of_scores(scores: Scores) -> Iterable[Any]:
     """The prediction, then each token with its score: with a bar where there is one score per token."""
     what = grids.measure(unit_text(scores.meta), scores.values, scores.stderr)
     yield f"{scope_text(scores.meta)} on {scores.meta['model']}, {what}"
-    several = "target_pos" in scores.dims
-    if not several:
+    if "target_pos" not in scores.dims:
         yield from _predictions(scores)
         yield from _one_position(scores)
-        return
-    wanted = scores.coords["target_pos"]
-    for n, position in enumerate(wanted[:_MOST_TABLES]):
-        yield _prediction(scores, n)
-        yield from _one_position(scores.sel(target_pos=position))
-    if len(wanted) > _MOST_TABLES:
-        yield f"({len(wanted) - _MOST_TABLES} more positions: --html, --json or --save have them)"
+    else:
+        wanted = scores.coords["target_pos"]
+        for n, position in enumerate(wanted[:_MOST_TABLES]):
+            yield _prediction(scores, n)
+            yield from _one_position(scores.sel(target_pos=position))
+        if len(wanted) > _MOST_TABLES:
+            yield f"({len(wanted) - _MOST_TABLES} more positions: --html, --json or --save have them)"
     if note := columns_of(scores)[1]:
         yield f"({note})"
 
