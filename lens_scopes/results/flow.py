@@ -280,7 +280,7 @@ class Flow:
 
     @classmethod
     def _of(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> "Flow":
-        optional = ("skip", "composition", "edges", "probes")
+        optional = ("skip", "last", "composition", "edges", "probes")
         parts: dict[str, Any] = {name: tensors.get(name) if name in optional else tensors[name] for name in _TENSORS}
         if parts["skip"] is None:  # 0.1.0 did not keep it
             parts["skip"] = tensors["total"][:, None] - tensors["heads"].sum(-1)
