@@ -414,7 +414,7 @@ def headers_of(result, path):
             changed = {k: v for k, v in header.items() if k != key} if gone else {**header, key: None}
             save_file(tensors, path, metadata={"lens_scopes": json.dumps(changed)})
             yield f"{key} {'missing' if gone else 'null'}"
-    for name in [name for name in tensors if name not in ("probes", "skip", "composition", "edges")]:
+    for name in [name for name in tensors if name not in ("probes", "skip", "last", "composition", "edges")]:
         kept = {k: v for k, v in tensors.items() if k != name}
         save_file(kept, path, metadata={"lens_scopes": json.dumps(header)})
         yield f"tensor {name}"
