@@ -76,7 +76,7 @@ def quantities(scope: Scope, references: Sequence[FinalState]) -> Quantities:
     return value
 
 
-def one_per_run(values: Tensor, runs: int, name: str) -> Tensor:
+def one_per_run(values: Any, runs: int, name: str) -> Tensor:
     """What a scope's ``value`` says of many runs.
 
     Raises:
