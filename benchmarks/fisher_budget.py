@@ -132,8 +132,7 @@ def check_live(model, prompts: list[Prompt], runs: int = 3) -> float:
             found = [live.values[0], *((x[0] for x in live.interval()) if live.stderr is not None else ())]
             expected = [draw.value, *((draw.low, draw.high) if live.stderr is not None else ())]
             pairs = zip(found, expected, strict=True)
-            scale = float(prompt.exact.max())
-            worst = max(worst, *(float((a[: prompt.position + 1] - b).abs().max()) / scale for a, b in pairs))
+            worst = max(worst, *(float((a[: prompt.position + 1] - b).abs().max() / b.max()) for a, b in pairs))
     return worst
 
 

@@ -50,11 +50,10 @@ CASES = {
 LENGTHS = (6, 25, 66)
 
 
-def accuracy(model, name: str, seeds: int) -> dict:
+def accuracy(prompt: Prompt, name: str, seeds: int) -> dict:
     """One prompt: errors of every token and seed in per cent, and how often the 95 % interval holds the exact score."""
-    ids = model.to_tokens(PROMPTS[name])[0].tolist()
-    prompt = Prompt.of(model, ids, len(ids) - 1)
-    found: dict = {"prompt": name, "tokens": len(ids), "p": float(prompt.state.probs.max()), "seeds": seeds}
+    p = float(prompt.state.probs.max())
+    found: dict = {"prompt": name, "tokens": len(prompt.tokens), "p": p, "seeds": seeds}
     for passes in PASSES:
         draws = [Draw.of(prompt, passes, seed) for seed in range(seeds)]
         inside = [(d.low <= prompt.exact) & (prompt.exact <= d.high) for d in draws]
@@ -144,7 +143,8 @@ def main() -> None:
         print(cost(model, options.rounds))
         return
     for name in options.prompt or PROMPTS:
-        row = accuracy(model, name, options.seeds)
+        ids = model.to_tokens(PROMPTS[name])[0].tolist()
+        row = accuracy(Prompt.of(model, ids, len(ids) - 1), name, options.seeds)
         with options.keep.open("a", encoding="utf-8") as file:
             print(json.dumps(row), file=file)
         print(table([row]), flush=True)

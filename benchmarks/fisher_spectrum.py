@@ -24,7 +24,8 @@ def state_of(width: int, vocab: int) -> ls.FinalState:
     basis = torch.randn(vocab, width, generator=generator) * (1 + torch.arange(width)) ** -0.5
     weight = basis + 0.05 * torch.randn(vocab, width, generator=generator)
     y = torch.randn(width, generator=generator)
-    logits = 4 * weight @ y / y.norm()
+    logits = weight @ y
+    logits *= 4.5 / logits.std()
     return ls.FinalState(
         y=y, logits=logits, weight=weight, slope=None, tokens=(0,), position=0, index=0, count=1, constant_norm=False,
         norm_has_bias=False, token_id=int,

@@ -270,7 +270,7 @@ def test_pictures_tables_and_the_command_line_say_the_standard_error():
     whole = f"± {100 * float(flow.stderr[0] / flow.total[0]):.2g} %"
     assert whole in flow._repr_html_()
     console = Console(width=200, file=io.StringIO())
-    for part in (*tables.of_scores(scores), *tables.of_flow(flow, 3, None)):
+    for part in (*tables.of_scores(scores), *tables.of_flow(flow, 3, flow.orders(), None)):
         console.print(part)
     text = console.file.getvalue()
     assert said in text

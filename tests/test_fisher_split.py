@@ -200,13 +200,14 @@ def test_an_estimate_meets_most_words_once(always_split):
 
 def test_the_cheaper_way_is_taken():
     """By multiplications: small vocabularies keep the whole matrix; likely words are more where the tail is fat."""
-    small, peaked, flat = (
+    small, peaked, fat, flat = (
         random_state(torch.float32, vocab=vocab, width=32, spread=spread)
-        for vocab, spread in ((2000, 1.0), (30_000, 4.0), (30_000, 0.5))
+        for vocab, spread in ((2000, 1.0), (30_000, 4.0), (30_000, 3.4), (30_000, 0.5))
     )
     assert ls.Fisher(8)(small).notes["heavy_words"] == 2000
     assert ls.Fisher(8)(peaked).notes["heavy_words"] == 2048
-    assert ls.Fisher(8)(flat).notes["heavy_words"] == 4096
+    assert ls.Fisher(8)(fat).notes["heavy_words"] == 4096
+    assert ls.Fisher(8)(flat).notes["heavy_words"] == 30_000
     assert ls.Fisher(rank=2)(small).notes["heavy_words"] == 2000
     assert ls.Fisher(rank=2)(peaked).notes["heavy_words"] == 8192
     assert ls.Fisher(rank=2)(flat).notes["heavy_words"] == 30_000
@@ -330,8 +331,8 @@ def test_what_is_made_of_it_keeps_its_digits_too(backend, lead):
     assert_close(flow.total / float(scale), expected[0].sum()[None], 1e-5)
     assert_close(flow.stream.sum(-1), flow.total[:, None].expand(flow.stream.shape[:2]), 1e-5)
     assert_close(flow.skip + flow.heads.sum(-1), flow.total[:, None].expand(flow.skip.shape), 1e-5)
-    paths = flow.paths(3, budget=4)
-    assert paths.influence.sum() == pytest.approx(float(flow.total.sum()), rel=1e-5)
+    for routes in (flow.paths(3), flow.orders(), flow.last_heads()):
+        assert routes.influence.sum() == pytest.approx(float(flow.total.sum()), rel=1e-5)
     other = [*ids[:2], (ids[2] + 1) % tiny.VOCAB, *ids[3:]]
     predicted = ls.patching.predict(model, other, ids, ls.Fisher(None))
     assert 0 < float(predicted.values.max()) < 1e4 * float(scale)

@@ -23,8 +23,8 @@ from lens_scopes.scopes.state import FinalState
 
 #: Where ρ is below e^-60 the likeliest word's own row is 1e-26 of the whole: less than any rounding.
 _NEGLIGIBLE = -60.0
-# Heavy words of an estimate: so many, or twice as many where they hold less than this share of what is not p_top.
-_HEAVY, _HEAVY_SHARE = 2048, 0.98
+# Heavy words of an estimate: so many, doubled until they hold this share of what is not p_top.
+_HEAVY, _HEAVY_SHARE = 2048, 0.97
 # Heavy words of a truncation: so many, doubled until they hold this share of tr F.
 _TRUNCATED, _TRUNCATED_SHARE = 8192, 0.99
 # Above this width the directions of heavy words are found by block iteration.
@@ -148,13 +148,13 @@ def split(state: FinalState, exact: int, probes: int, generator: torch.Generator
     """The directions of the likeliest words, and the others in sums, one for each probe."""
     vocab, d_model = len(state.logits), len(state.y)
     prediction = Prediction.of(state.logits)
-    likeliest = prediction.log_others.topk(min(2 * _HEAVY, vocab) - 1).indices
-    share = float(prediction.log_others[likeliest[: _HEAVY - 1]].logsumexp(0).exp())
-    if share >= _HEAVY_SHARE:
-        likeliest = likeliest[: _HEAVY - 1]
-    heavy = torch.cat([likeliest.new_tensor([prediction.top]), likeliest])
-    if _dense_is_cheaper(vocab, d_model, len(heavy), probes):
+    size, likeliest = _HEAVY, prediction.log_others.topk(min(_HEAVY, vocab) - 1).indices
+    while size < vocab and prediction.log_others[likeliest].logsumexp(0).exp() < _HEAVY_SHARE:
+        size *= 2
+        likeliest = prediction.log_others.topk(min(size, vocab) - 1).indices
+    if _dense_is_cheaper(vocab, d_model, len(likeliest) + 1, probes):
         return whole(state, exact)
+    heavy = torch.cat([likeliest.new_tensor([prediction.top]), likeliest])
     drawn = torch.randint(0, 2 * probes, (vocab,), generator=generator, device="cpu").to(heavy.device)
     signs = state.y.new_zeros(probes, vocab)
     signs.scatter_(0, (drawn // 2)[None], (1 - 2 * (drawn % 2))[None].to(signs))
