@@ -123,7 +123,7 @@ def measure(prompts: list[Prompt], seeds: int, budgets: tuple[int, ...] = PASSES
 
 
 def check_live(model, prompts: list[Prompt], runs: int = 3) -> float:
-    """The largest difference, over the maximum, between ``ls.score`` and the Gram matrices."""
+    """The largest difference, over the largest number compared, between ``ls.score`` and the Gram matrices."""
     worst = 0.0
     for n, prompt in enumerate(prompts[:runs]):
         for passes in PASSES:
@@ -159,7 +159,7 @@ def table(rows: list[Row], seeds: int, worst: float) -> str:
         "",
         f"Allowed medians: {', '.join(f'{n} passes {most:g} %' for n, most in ALLOWED.items())}. Allowed coverage at 16 passes:",
         f"{POOLED[0]:g} to {POOLED[1]:g} % pooled, at least {EACH:g} % on every story. Live runs of `score` differ from the",
-        f"matrices used here by at most {worst:.0e} of the maximum.",
+        f"matrices used here by at most {worst:.0e} of the largest number compared.",
         "",
     ]
     return "\n".join(lines)
@@ -178,8 +178,9 @@ def main() -> None:
     rows = list(measure(prompts, options.seeds))
     text = table(rows, options.seeds, check_live(model, prompts))
     print(text)
-    if options.write:
-        options.write.write_text(text, encoding="utf-8")
+    if options.write:  # what stands below, of other models, stays
+        _, mark, below = options.write.read_text(encoding="utf-8").partition("\n## ")
+        options.write.write_text(text + mark + below, encoding="utf-8")
 
 
 if __name__ == "__main__":

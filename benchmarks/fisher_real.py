@@ -35,7 +35,7 @@ PROMPTS = {
     "G8": "def add(a, b): return a +",
     "G9": "The cat sat on the",
 }
-PASSES, RANKS = (8, 16, 32), (1, 4, 16)
+PASSES, RANKS = (16,), (1, 4, 16)
 LONG = (
     "As a lifelong socialist, he believes that the state should own the means of production and that every worker deserves "
     "a fair share of what is made. But then, as he grows older, he sees that the plans of the state are not the wishes of "

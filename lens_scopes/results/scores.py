@@ -67,7 +67,7 @@ class Scores:
 
         What is known exactly stays. The part R that random probes stand for is between R e^-h and R e^h with
         h = t·stderr/R: it is a sum of squares, never negative and skewed. ``docs/fisher_budget.md`` says how often that
-        holds the exact score: COVERS.
+        holds the exact score: of 16 passes, in 92 to 99 % by prompt on a real model (nominally 95 %).
 
         Raises:
             ValueError: the scores are no estimate, or level is not between 0 and 1.
