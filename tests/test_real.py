@@ -137,11 +137,11 @@ def test_every_layer_is_a_gradient_of_the_bare_model(real_model, bare, ids):
 
 @pytest.mark.parametrize("rank", [1, 4])
 def test_truncated_fisher_is_its_formula(real_model, bare, ids, spectrum, rank):
-    """Seen: 1.1e-6 (bridge), 2.5e-6 (hooked) of the largest."""
+    """Made of 8,192 words, which carry over 99 %. Seen: 2.4e-5 of the largest; coverage lower by 1.6e-5."""
     energy, vectors = (found[:rank] for found in spectrum)
     expected = sum(e * bare.norms(u.float()).double() ** 2 for e, u in zip(energy, vectors, strict=True))
     scores = embed(real_model, ids, ls.Fisher(rank=rank))
-    close(scores.values[0], expected, 1e-2)
+    close(scores.values[0], expected, 1e-3)
     print(f"seen coverage: {scores.meta['coverage'] / float(energy.sum() / spectrum[0].sum()) - 1:.1e}")
     assert scores.meta["coverage"] == pytest.approx(float(energy.sum() / spectrum[0].sum()), rel=1e-2)
     assert scores.meta["notes"][0]["heavy_words"] < 262_144
@@ -304,7 +304,7 @@ def test_exact_fisher_is_a_trace(real_model, exact):
 
 @pytest.mark.slow
 def test_an_estimated_fisher_is_as_good_as_it_says(real_model, exact):
-    """16 passes on a flat prediction, five seeds. Seen: off by 0.1 to 18 %, up to 2.0 standard errors, on both hosts."""
+    """16 passes on a flat prediction, five seeds. Seen: off by up to 6.4 to 19.6 %, up to 4.8 standard errors, on both hosts."""
     ids, expected = exact
     for seed in range(5):
         scores = embed(real_model, ids, ls.Fisher(seed=seed))
