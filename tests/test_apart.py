@@ -1,7 +1,9 @@
 """Models and settings out of the ordinary: right, or refused by a text that says what to do."""
 
+import ast
 import re
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,6 +83,7 @@ def test_norms_without_a_weight_are_frozen_or_refused():
     assert torch.equal(ls.score(model, IDS, ls.Semantic(7)).values, plain.values)
 
 
+@pytest.mark.wrong_types  # torch.compile cannot trace functions whose types are checked
 @both
 def test_a_compiled_model_is_scored_or_told_why_not(backend):
     expected = ls.score(tiny.host("gpt2", backend, torch.float32), IDS, ls.Semantic(7)).values
@@ -168,3 +171,23 @@ def test_torch_s_default_device_does_not_matter(backend):
     for name, numbers in expected.items():
         assert found[name].device.type == "cpu", name
         torch.testing.assert_close(found[name], numbers, rtol=1e-6, atol=1e-7, equal_nan=True, msg=name)
+
+
+#: What makes a tensor on torch's default device unless it is told where.
+MAKERS = {
+    "tensor", "as_tensor", "zeros", "ones", "full", "empty", "eye", "arange", "linspace", "logspace", "rand", "randn",
+    "randint", "randperm", "normal", "tril_indices", "triu_indices",
+}  # fmt: skip
+
+
+def test_every_tensor_that_is_made_says_where():
+    """But in the demo, which trains its own model; what has a tensor to follow asks it: ``new_zeros``."""
+    found = []
+    for path in (Path(ls.__file__).parent).rglob("*.py"):
+        if "demo" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            made = isinstance(node, ast.Call) and ast.unparse(node.func).removeprefix("torch.") in MAKERS
+            if made and ast.unparse(node.func).startswith("torch.") and "device" not in {k.arg for k in node.keywords}:
+                found.append(f"{path.name}:{node.lineno}: {ast.unparse(node)[:60]}")
+    assert found == []

@@ -477,13 +477,14 @@ def test_shorthands_of_a_direction_s_site():
             ls.score(model(), CLEAN, one)
         effects = patching.measure(model(), CLEAN, CORRUPTED, one, sites="embed", position=2)
         assert effects.values.isfinite().all()
-    for site in ("resid_post", "z", "blocks.0.attn.hook_z", 3):
+    for site in ("resid_post", "z", "blocks.0.attn.hook_z"):
         with pytest.raises((ValueError, TypeError), match="write e"):
             ls.Direction(vector, site=site)
     with pytest.raises(ValueError, match=r"no site 'blocks\.9\.hook_resid_post'"):
         ls.score(model(), CLEAN, ls.Direction(vector, site="blocks.9.hook_resid_post"))
 
 
+@pytest.mark.wrong_types
 def test_results_written_by_hand_show_what_they_have(tmp_path):
     """Without meta, or with a scope as text: everything but check works, and check says what it needs."""
     coords = {"site": ("hook_embed", "blocks.0.hook_resid_post"), "pos": (0, 1, 2)}

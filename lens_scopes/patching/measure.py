@@ -106,7 +106,8 @@ def measure(
         value = _Value(run, reference, quantity, site_of(pair.scope), text_of(pair.scope))
         before, clean_value = (float(value.of(one)) for one in (run, clean_run))
         patched = value.of_patched(kept, [patches] if together else [[patch] for patch in patches])
-    effects = torch.full(places.asked.shape, torch.nan, dtype=torch.float64).masked_fill(places.asked, 0.0)
+    effects = torch.full(places.asked.shape, torch.nan, dtype=torch.float64, device="cpu")
+    effects = effects.masked_fill(places.asked, 0.0)
     texts = token_texts(host, pair.corrupted.tolist())
     meta = describe(run, 0, [made], pair.asked, ())
     meta |= {
@@ -171,7 +172,7 @@ class _Value:
     def of_patched(self, kept: Kept, patches: Sequence[Sequence[tuple[str, RowEdit]]]) -> Float[Tensor, " run"]:
         """Of each run with its patches."""
         at = list(self.run.positions)
-        found = torch.zeros(len(patches), dtype=torch.float64)
+        found = torch.zeros(len(patches), dtype=torch.float64, device="cpu")
         for rows, last, inner in kept.run(patches, self.site):
             found[rows] = self._at(last[:, at], None if inner is None else inner[:, at]).double().cpu()
         return found

@@ -77,7 +77,7 @@ def places_of(host: Host, sites: Sites, where: Any, differs: Bool[Tensor, "site 
 
     """
     if is_heads(where):
-        asked = torch.zeros(len(sites.names), differs.shape[-1], dtype=torch.bool)
+        asked = torch.zeros(len(sites.names), differs.shape[-1], dtype=torch.bool, device="cpu")
         for site, head in _heads(host, sites, where, differs.shape[-1]):
             asked[site, head] = True
         return Places(sites, asked, whole_heads=True)

@@ -68,7 +68,9 @@ def profile(results: Sequence[Scores | Flow], by: By, *, bins: int = _BINS) -> P
     _refuse_mixed(results)
     found = [_numbers(one, by, bins) for one in results]
     labels = _labels(by, bins, found)
-    each = torch.tensor([[numbers.get(label, math.nan) for label in labels] for numbers in found], dtype=torch.float64)
+    each = torch.tensor(
+        [[numbers.get(label, math.nan) for label in labels] for numbers in found], dtype=torch.float64, device="cpu"
+    )
     return Profile(
         each, labels, by, _unit(results[0]), _lengths(results, labels) if by == "span" else None, _meta(results)
     )

@@ -99,7 +99,7 @@ class Rows:
         mean, top = self.mean, self.prediction.top
         along = self.state.times(mean[:, None])[:, 0].double()
         energy = self.root.square() * (self.state.square_lengths() - 2 * along + mean.double().square().sum())
-        energy[top] = self.words(torch.tensor([top])).double().square().sum()
+        energy[top] = self.words(torch.tensor([top], device="cpu")).double().square().sum()
         return energy.clamp(min=0)
 
     def energy_outside(self, heavy: Int[Tensor, " words"]) -> float:

@@ -108,7 +108,9 @@ def _refuse_mixing(value: Callable[[Any], Tensor], scope: Scope, alone: Any, bes
     name = text_of(scope)
     with torch.no_grad():
         one, first = value(alone), one_per_run(value(beside), 2, name)[0]
-    if not torch.allclose(torch.as_tensor(one).double(), first.double(), rtol=1e-4, atol=1e-6, equal_nan=True):
+    if not torch.allclose(
+        torch.as_tensor(one, device=first.device).double(), first.double(), rtol=1e-4, atol=1e-6, equal_nan=True
+    ):
         msg = (
             f"value of {name} is {float(one):.6g} for one run and {float(first):.6g} for the same beside another: it "
             "must not mix runs; index and reduce from the end, e.g. state.y.norm(dim=-1)"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -15,7 +15,7 @@ class Summands:
 
     size: Float[Tensor, " row"]
     """About how long each is, float64: only the scatter of an estimate depends on it."""
-    mix: Callable[[Float[Tensor, "pass row"]], Float[Tensor, "pass d_model"]]
+    mix: Callable[[Int[Tensor, "pass row"]], Float[Tensor, "pass d_model"]]
     """Σ_i c_i V_i for each row of coefficients c, in float64."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Facts for the result's ``meta``."""
