@@ -378,3 +378,29 @@ def test_it_says_where_it_wrote(tmp_path):
     assert str(tmp_path / "flow") in shown.replace("\n", "")
     shown = call("compare", "The cat", "The dog", "--model", tiny.directory("gpt2"), "--out", tmp_path / "pair").stdout
     assert str(tmp_path / "pair") in shown.replace("\n", "")
+
+
+@pytest.mark.skipif(not HAS_DEMO_MODEL, reason="the demo model is not trained yet")
+def test_a_prompt_that_goes_on():
+    """An answer that is given, one that the model makes, a prompt from stdin; each token or all as one."""
+    model = ls.demo.load()
+    case = ls.demo.cases("translation", n=1, seed=1)[0]
+    answer = f" {case.answer} !"
+    asked = ls.score(model, case.prompt, ls.Continuation(answer), sites="embed")
+    given = call("score", case.prompt, "--continuation", answer, "--sites", "embed", "--json", "-")
+    found = json.loads(given.stdout)
+    assert torch.allclose(torch.tensor(found["values"]), asked.values, rtol=1e-5)
+    assert [target["text"] for target in found["meta"]["targets"]] == [f" {case.answer}", " !"]
+    shown = call("score", case.prompt, "--continuation", answer).stdout
+    assert re.search(rf"Explained as one: .*{case.answer}.*!.*; together -", shown)
+    made = call(
+        "score", case.prompt, "--generate", "2", "--scope", "semantic", "--target", "next", "--position", "completion"
+    )
+    assert made.stdout.count("After position") == 2
+    total = runner.invoke(app, ["score", "-", "--generate", "2", "--reduce", "sum"], input=f"{case.prompt}\n")
+    assert total.exit_code == 0, total.output
+    assert "Summed over" in total.stdout
+    assert "squared" in total.stdout
+    assert "Explained as one" in call("flow", case.prompt, "--continuation", answer).stdout
+    wrong = call("score", case.prompt, "--continuation", answer, "--generate", "2", code=2)
+    assert "give one of them" in wrong.output
