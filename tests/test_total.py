@@ -235,17 +235,24 @@ def test_rows_by_token_are_the_form(architecture):
         assert_close(part.size, rows.norm(dim=-1), 1e-6)
 
 
-def test_rows_by_token_keep_their_digits_where_the_model_is_sure():
-    generator = torch.Generator().manual_seed(0)
+@pytest.mark.parametrize("seed", range(6))
+def test_rows_by_token_keep_their_digits_where_the_model_is_sure(seed):
+    generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(50, generator=generator)
-    logits[7] = 16.0
+    logits[7] = 22.0
     run = trace(Host(model()), torch.tensor([[1, 7]]), [], [0])
-    weight = torch.randn(50, 8, generator=generator)
+    weight = 3 + torch.randn(50, 8, generator=generator)
     state = replace(run.state(0, 0), y=torch.zeros(8), logits=logits, weight=weight, slope=None)
     (part,) = fisher.by_token([state])
     p = logits.double().softmax(-1)
-    centred = weight.double() - p @ weight.double()
-    assert_close(part.rows().T @ part.rows(), centred.T @ (p[:, None] * centred), 2e-4)
+    top, others = weight[7].double(), p.clone()
+    others[7] = 0
+    g_top = others @ (top - weight.double())  # 1 − p = 4e-8, without a difference of numbers near 1
+    centred = weight.double() - top + g_top
+    assert_close(part.rows().T @ part.rows(), centred.T @ (p[:, None] * centred), 1e-3)
+    carried = (p * centred.square().sum(-1)).sort(descending=True).values
+    assert abs(part.notes["coverage"] - float(carried[: len(part)].sum() / carried.sum())) < 1e-5
+    assert part.notes["coverage"] > 1 - 1e-4
 
 
 def test_many_draws_by_token_have_the_right_mean(monkeypatch):
