@@ -241,8 +241,14 @@ def test_another_answer_that_differs_in_its_last_token():
 def test_what_cannot_be_explained_is_refused(prompt, scope, options, told):
     with pytest.raises(ValueError, match=told):
         ls.score(tiny.host("llama", tiny.BACKENDS[-1]), prompt, scope, **options)
-    with pytest.raises(ValueError, match="kind is 'logprob' or 'logit'"):
+
+
+@pytest.mark.wrong_types
+def test_what_is_no_continuation_is_refused():
+    with pytest.raises(ValueError, match="kind is 'logprob' or 'logit', got 'probability'"):
         ls.Continuation(kind="probability")
+    with pytest.raises(TypeError, match="text or token ids; an id is an integer, got 1.5"):
+        ls.Continuation([1.5])
 
 
 @dataclass(frozen=True)

@@ -188,6 +188,7 @@ def test_signs_depend_on_the_seed_the_text_and_the_positions_alone():
     assert torch.equal(rounded.values, alone.values)
 
 
+@pytest.mark.wrong_types
 @pytest.mark.parametrize(
     ("reduce", "told"),
     [
