@@ -39,7 +39,8 @@ def describe(run: Trace, prompt: int, made: Sequence[Cotangents], asked: Asked, 
     value = said_by(asked.scope, "value")
     about: Meta = {}
     if spans_positions(asked.scope) and value is not None:
-        about["value"] = float(value(run.ends(prompt)))
+        known = made[0].notes.get("value")
+        about["value"] = float(value(run.ends(prompt))) if known is None else known
     if asked.spans:
         about["spans"] = {name: list(span) for name, span in asked.spans.items()}
     return about | {
@@ -64,6 +65,10 @@ def describe(run: Trace, prompt: int, made: Sequence[Cotangents], asked: Asked, 
     }
 
 
+# How many of the model's first choices a result names.
+_NAMED = 5
+
+
 @dataclass(frozen=True, eq=False)
 class _Place:
     """One position of one prompt: what the model says next there."""
@@ -74,6 +79,10 @@ class _Place:
     logits: Float[Tensor, " vocab"]
     normaliser: float
     """log Σ exp(z), in float64."""
+    first: tuple[int, ...]
+    """The likeliest tokens, in order."""
+    largest: Float[Tensor, " k"]
+    """Their logits."""
 
     @classmethod
     def of(cls, run: Trace, prompt: int, n: int) -> "_Place":
@@ -81,7 +90,9 @@ class _Place:
         top = logits.max()
         # The exponentials in the logits' own dtype, their sum in float64: digits enough, at a third of the time.
         normaliser = top.double() + (logits - top).exp().sum(dtype=torch.float64).log()
-        return cls(run.host, int(run.tokens[prompt, run.positions[n]]), logits, float(normaliser))
+        largest = logits.topk(min(_NAMED, len(logits)))
+        before = int(run.tokens[prompt, run.positions[n]])
+        return cls(run.host, before, logits, float(normaliser), tuple(largest.indices.tolist()), largest.values)
 
     def target(self, note: Mapping[str, Any], scope: Scope) -> Target | None:
         """The token explained, and the one that it is held against; None for a scope that is not about a token."""
@@ -93,13 +104,15 @@ class _Place:
             target["versus"] = self.token(token_id(self.host, note["versus"]))
         return target
 
-    def predictions(self, k: int = 5) -> list[Token]:
+    def predictions(self) -> list[Token]:
         """The model's first choices."""
-        return [self.token(i) for i in self.logits.topk(min(k, len(self.logits))).indices.tolist()]
+        return [self.token(i) for i in self.first]
 
     def token(self, token: int) -> Token:
         """A token after the position, with the text that it would add there: alone, some decoders drop its blank."""
         text = token_texts(self.host, [self.before, token])[1]
         z = self.logits[token]
         p = math.exp(float(z) - self.normaliser)
-        return {"id": token, "text": text, "p": p, "rank": int((self.logits > z).sum())}
+        # Those before a token among the first are the first ones themselves.
+        above = self.largest if token in self.first else self.logits
+        return {"id": token, "text": text, "p": p, "rank": int(torch.count_nonzero(above > z))}

@@ -25,7 +25,7 @@ def refuse_nonfinite(
             backwards), and the dtype.
 
     """
-    bad = [name for name, values in found.items() if not values.isfinite().all()]
+    bad = [name for name, values in found.items() if not is_finite(values)]
     if not bad:
         return
     names = [EMBED, *(kind.format(layer) for layer in range(host.n_layers) for kind in STREAM.values())]
@@ -39,3 +39,10 @@ def refuse_nonfinite(
     dtype = str(host.dtype).removeprefix("torch.")
     msg = f"NaN or infinity: {where} is the first that has it, in {dtype}; try float32 or bfloat16"
     raise ValueError(msg)
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether there is neither NaN nor infinity: by the least and the largest, which NaN is where one is in them."""
+    if not values.numel():
+        return True
+    return all(bool(end.isfinite()) for end in values.aminmax())

@@ -83,7 +83,10 @@ def deal(size: Float[Tensor, " row"], k: int, generator: torch.Generator) -> Int
     """The sign of every row in each of k passes: columns of a Hadamard matrix dealt by weight, times random signs."""
     n = len(size)
     order = size.double().cpu().argsort(descending=True, stable=True)
-    dealt = torch.cat([torch.randperm(k, generator=generator, device="cpu") for _ in range(-(-n // k))])[:n]
+    runs = torch.rand(-(-n // k), k, generator=generator, device="cpu").argsort(
+        1
+    )  # each run of k in an order of its own
+    dealt = runs.flatten()[:n]
     column = torch.empty(n, dtype=torch.long, device="cpu")
     column[order] = dealt
     signs = torch.randint(0, 2, (n,), generator=generator, device="cpu") * 2 - 1

@@ -164,5 +164,6 @@ def trace_of(
             y = final_norm(host, last)
         with torch.no_grad():
             raw = raw_logits(host, y)
-            refuse_nonfinite(host, tokens, {FINAL: torch.cat([y.flatten(), raw.flatten()])})
+            for values in (y, raw):
+                refuse_nonfinite(host, tokens, {FINAL: values})
     return Trace(host, readout, tokens, tuple(positions), captured.sites, captured.handles, last, y, raw, tuple(held))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lens_scopes.results.given import Integer, integer, listed, shown
 from lens_scopes.scopes.state import Cotangents, FinalState
-from lens_scopes.scopes.sweeps import log_prob_gradients
+from lens_scopes.scopes.sweeps import log_prob, log_prob_gradients
 
 Kind = Literal["logprob", "logit"]
 
@@ -77,6 +77,7 @@ class Continuation:
         """v_p at every position, as one row."""
         ids, other = self._ids(states)
         each: list[dict[str, Any]] = [{"target": token} for token in ids]
+        notes: dict[str, Any] = {"each": each}
         if other is not None:
             # All tokens before the last are shared, and so are the normalisers: what is left is a logit difference.
             vectors = states[0].y.new_zeros(len(states), len(states[0].y))
@@ -85,8 +86,9 @@ class Continuation:
         elif self.kind == "logit":
             vectors = torch.stack([state.rows(token) for state, token in zip(states, ids, strict=True)])
         else:
-            vectors = log_prob_gradients(states, ids)
-        return Cotangents(vectors[None], notes={"each": each})
+            vectors, log_p = log_prob_gradients(states, ids)
+            notes["value"] = float(log_p.sum())
+        return Cotangents(vectors[None], notes=notes)
 
     def __call__(self, state: FinalState) -> Cotangents:
         """The part at one position: the cotangent of its own next token."""
@@ -100,8 +102,7 @@ class Continuation:
             return states[-1].logit(ids[-1]) - states[-1].logit(other)
         if self.kind == "logit":
             return torch.stack([s.logit(token) for s, token in zip(states, ids, strict=True)]).sum(0)
-        log_p = [s.logits.double().log_softmax(-1)[..., token] for s, token in zip(states, ids, strict=True)]
-        return torch.stack(log_p).sum(0)
+        return torch.stack([log_prob(s.logits, token) for s, token in zip(states, ids, strict=True)]).sum(0)
 
     def _ids(self, states: Sequence[FinalState]) -> tuple[list[int], int | None]:
         """The forced tokens, and the last one of the other answer."""

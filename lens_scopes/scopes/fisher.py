@@ -133,7 +133,7 @@ def by_token(states: Sequence[FinalState]) -> list[Summands]:
     Tokens that together carry less than 1e-4 of tr F are left out; ``notes["coverage"]`` says what the others carry.
     """
     tops = [int(state.logits.argmax()) for state in states]
-    g_top = log_prob_gradients(states, tops)
+    g_top, _ = log_prob_gradients(states, tops)
     mean = torch.stack([state.rows(top) for state, top in zip(states, tops, strict=True)]) - g_top
     apart = distances(states, mean)
     return [_likely(state, top, g, d) for state, top, g, d in zip(states, tops, g_top, apart, strict=True)]
@@ -145,15 +145,15 @@ def _likely(state: FinalState, top: int, g_top: Float[Tensor, " d_model"], apart
     energy = p * apart
     energy[top] = p[top] * g_top.double().square().sum()  # a small difference of large numbers else
     whole = energy.sum()
-    order = energy.argsort(descending=True)
+    order = energy.float().argsort(descending=True)  # which are kept is no matter of digits
     carried = energy[order].cumsum(0)
     kept = order[: int((carried < (1 - _LEFT_OUT) * whole).sum()) + 1]
     roots = p[kept].sqrt()
 
     def mix(coefficients: Tensor) -> Tensor:
-        # From the likeliest token's row: exact digits also where its p is nearly 1.
-        rows = state.rows(kept) - state.rows(top) + g_top
-        return (coefficients * roots) @ rows.double()
+        rows = state.rows(kept).sub_(state.rows(top) - g_top)
+        rows[kept == top] = g_top  # which that difference has lost where p is nearly 1
+        return ((coefficients * roots).to(rows) @ rows).double()
 
     return Summands(energy[kept].sqrt(), mix, {"coverage": float(carried[len(kept) - 1] / whole)})
 

@@ -166,7 +166,7 @@ class Cotangents:
     """Where the vectors live: "final" for y, else the hook name of a residual-stream site."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """JSON-like facts for the result's ``meta``: target, coverage, ...; of rows that span positions "each" is a list of
-    such facts, one mapping for every position."""
+    such facts, one mapping for every position, and "value" the number that they are the gradient of, where known."""
     scatter: float = 1.0
     """What the probes' deviations from their mean are multiplied by: below 1 where each has seen part of the others."""
 
