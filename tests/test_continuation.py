@@ -247,7 +247,7 @@ def test_what_cannot_be_explained_is_refused(prompt, scope, options, told):
 def test_what_is_no_continuation_is_refused():
     with pytest.raises(ValueError, match="kind is 'logprob' or 'logit', got 'probability'"):
         ls.Continuation(kind="probability")
-    with pytest.raises(TypeError, match="text or token ids; an id is an integer, got 1.5"):
+    with pytest.raises(TypeError, match=r"text or token ids; an id is an integer, got 1\.5"):
         ls.Continuation([1.5])
 
 
