@@ -61,7 +61,7 @@ class Page(HTMLParser):
 
 
 def scores(values, tokens, units="norm", sites=("hook_embed", "blocks.0.hook_resid_post")):
-    coords = {"site": sites[: len(values)], "pos": tuple(range(len(tokens)))}
+    coords = {"site": tuple(sites[: len(values)]), "pos": tuple(range(len(tokens)))}
     meta = {
         "units": units,
         "scope": {"kind": "Semantic", "fields": {}, "text": "Semantic('<b>')"},

@@ -108,7 +108,8 @@ def interrupted(backend: str, verb: str, times: int) -> None:
             except KeyboardInterrupt:
                 stopped += 1
         assert state_of(model) == before, (somewhere.where, difference(before, state_of(model)))
-    assert stopped > 0.9 * times, "it hit where nobody noticed"
+    unnoticed = times - stopped  # in a finaliser
+    assert unnoticed <= max(2, times // 10), "it hit where nobody noticed"
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     again = call(model)
     name = "total" if verb == "flow" else "values"

@@ -75,7 +75,7 @@ def some_sources(travel):
     from dataclasses import replace
 
     kept = [i for i in range(len(travel.tokens)) if i % 7 > 2]
-    rows = {name: getattr(travel, name)[kept] for name in ("total", "heads", "mlps", "skip", "stream")}
+    rows = {name: getattr(travel, name)[kept] for name in ("total", "heads", "last", "mlps", "skip", "stream")}
     return replace(travel, **rows, sources=tuple(kept), edges=None)
 
 

@@ -99,7 +99,12 @@ def test_there_are_enough_of_them():
     assert len(MISTAKES) >= 25
 
 
-@pytest.mark.parametrize("name", MISTAKES)
+WRONG_TYPES = {"no such direction"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=[pytest.mark.wrong_types] * (one in WRONG_TYPES)) for one in MISTAKES]
+)
 def test_a_mistake_is_answered(name, prompts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments, parts = MISTAKES[name]

@@ -40,7 +40,7 @@ def units_of(cotangents: Sequence[Sequence[Cotangents]], signed: bool) -> Units:
 
 def reduced(
     run: Trace, rows: Rows, site: str, names: Sequence[str], along: Sequence[Tensor] | None
-) -> list[Float[Tensor, "row site pos *head"]]:
+) -> list[Float[Tensor, "_row site pos *head"]]:
     """By prompt: ‖g‖² of every row at every named site, or ⟨g, x⟩ where directions x are given by site.
 
     Args:

@@ -119,7 +119,7 @@ def _summands(run: Trace, prompt: int, scope: Scope, passes: int | None) -> list
     return [Summands.of(part, note, size) for part, note, size in zip(rows, each, sizes, strict=True)]
 
 
-def _lengths(run: Trace, prompt: int, rows: Sequence[Float[Tensor, "row d_model"]]) -> list[Float[Tensor, " row"]]:
+def _lengths(run: Trace, prompt: int, rows: Sequence[Float[Tensor, "_row d_model"]]) -> list[Float[Tensor, " _row"]]:
     """‖Dᵀv‖ of every row, D = ∂y/∂(the last residual stream) at its own position: the final norm alone."""
     found = [row.new_zeros(len(row)) for row in rows]
     with torch.inference_mode(mode=False):

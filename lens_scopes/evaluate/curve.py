@@ -31,7 +31,7 @@ FRACTIONS = (0.05, 0.1, 0.2)
 FULL_CURVE = tuple(n / 20 for n in range(21))
 
 Mode = Literal["comprehensiveness", "sufficiency"]
-Ranking = Scores | Float[Tensor, " pos"] | Float[np.ndarray, " pos"] | Sequence[float]
+Ranking = Scores | Float[Tensor, " _pos"] | Float[np.ndarray, " _pos"] | Sequence[float]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
