@@ -330,9 +330,9 @@ def test_edges_of_some_heads_are_those_of_all(backend, sources, tmp_path):
     listed = [edge for edge in strongest_edges(some, some.edges.numel()) if edge.influence]
     assert {edge: edge.influence for edge in listed}.items() <= known.items()
     assert {(edge.layer, edge.head) for edge in listed} == set(heads)
-    if pytest.importorskip("xarray"):
-        picked = some.to_xarray().edges.sel(edge="pattern", edge_head="0.3").values
-        assert torch.equal(torch.as_tensor(picked), every.edges[1, 0, 3])
+    pytest.importorskip("xarray")
+    picked = some.to_xarray().edges.sel(edge="pattern", edge_head="0.3").values
+    assert torch.equal(torch.as_tensor(picked), every.edges[1, 0, 3])
 
 
 def test_save_and_load(whole, tmp_path):

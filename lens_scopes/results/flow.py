@@ -6,7 +6,6 @@ At every depth the positions sum to the total; in every block what goes through 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +81,8 @@ class Flow:
             return []
         if "edge_heads" in self.meta:
             return [(layer, head) for layer, head in self.meta["edge_heads"]]
-        return list(product(*map(range, self.heads.shape[1:])))
+        layers, heads = self.heads.shape[1:]
+        return [(layer, head) for layer in range(layers) for head in range(heads)]
 
     def sel(self, *, source: Integer) -> "Flow":
         """The row of one source as a flow of its own: where that token's influence goes. Edges are sums and go.
