@@ -181,10 +181,12 @@ def _refuse_unknown(meta: Mapping[str, Any], *needed: str) -> None:
 def _masked_backward(host: Host, flow: Flow, asked: Asked, layer: int, head: int) -> float:
     """Σ_t ⟨the part of g_t that comes back through one head, d_t⟩: no forward-mode pass in it."""
     z = HEADS["z"].format(layer)
-    run = trace(host, asked.tokens, [EMBED, z], asked.positions, flow.meta["freeze"])
+    inner = site_of(asked.scope)
+    opened = [EMBED, z, *({inner} - {FINAL})]
+    run = trace(host, asked.tokens, opened, asked.positions, flow.meta["freeze"])
     (made,) = cotangents_at(asked.scope, run.ends(0))
     weights = torch.ones(len(made.vectors), device="cpu") if made.weights is None else made.weights
-    parts = [found for _, found in pull_back(run, Rows.of([[made]]), FINAL)]
+    parts = [found for _, found in pull_back(run, Rows.of([[made]]), inner)]
     g, at_z = (torch.cat([part[name] for part in parts])[:, 0] for name in (EMBED, z))
     squares = (g.double().square().sum(-1) * weights.double().to(g.device)[:, None]).sum(0)
     length = torch.ones_like(squares) if made.squared else squares.sqrt().clamp(min=1e-300)

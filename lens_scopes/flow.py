@@ -1,25 +1,25 @@
 """Flow: an exact ledger of how a token's influence travels through heads, MLPs and positions to the prediction."""
 
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.calculus.asked import ask
-from lens_scopes.calculus.branches import Branches, branch_sites
+from lens_scopes.calculus.blocks import Extent
+from lens_scopes.calculus.branches import Branches
 from lens_scopes.calculus.chosen import Edges, Sources, heads_of, sources_of
 from lens_scopes.calculus.describe import describe
 from lens_scopes.calculus.directions import directions, lengths
 from lens_scopes.calculus.finite import refuse_nonfinite
-from lens_scopes.calculus.ledger import Books, Ledger, block_sites
+from lens_scopes.calculus.ledger import Books, Ledger
 from lens_scopes.calculus.memory import portions
-from lens_scopes.calculus.paths import Routes
 from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.pushforward import Pushed, push_forward
+from lens_scopes.calculus.replay import Replay
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host, token_texts
 from lens_scopes.host.prompts import Positions, Prompt
@@ -28,10 +28,7 @@ from lens_scopes.results.flow import Flow
 from lens_scopes.results.provenance import Meta
 from lens_scopes.scopes.protocol import Scope, cotangents_at, site_of
 from lens_scopes.scopes.state import Cotangents
-from lens_scopes.sites import EMBED, FINAL, STREAM
-
-if TYPE_CHECKING:
-    import pandas as pd
+from lens_scopes.sites import EMBED
 
 # A violation of the laws inside heads above this share of the total means that the block's form has no such split.
 _NO_SPLIT = {torch.float64: 1e-5, torch.float32: 1e-4}
@@ -59,7 +56,9 @@ def flow(
     Args:
         model: a HookedTransformer or TransformerBridge in eval mode; left as it came.
         prompt: see ``score``.
-        scope: see ``score``; for a scope of several cotangents the ledger sums over them.
+        scope: see ``score``; for a scope of several cotangents the ledger sums over them. Of a direction at an inner
+            site the ledger ends there: layers after it are left out, in the site's own block what comes after the site
+            carries 0, and ``meta["end"]`` names the site.
         position: the position whose prediction is explained; for a scope that spans several, see ``score``.
         sources: None: all tokens together, one row; "each": a row per token; a list of positions, or of tokens by their
             text where that stands once in the prompt.
@@ -72,9 +71,9 @@ def flow(
         The Flow. ``flow.residual`` is the largest violation of any conservation law, from independent parts.
 
     Raises:
-        ValueError: see ``score``; several positions, each on its own; a direction at an inner site; edges of a model
-            whose heads cannot be split, or of heads that it does not have; a source by a text that no token of the
-            prompt has, or several.
+        ValueError: see ``score``; several positions, each on its own; a direction at a site that no block is before;
+            edges of a model whose heads cannot be split, or of heads that it does not have, or that the direction does
+            not read; a source by a text that no token of the prompt has, or several.
         IndexError: a position or source outside the prompt.
         RuntimeError: see ``score``; or a conservation law is broken by more than rounding: 1e-6 of the total in
             float64, 1e-3 in float32, 5e-2 in half precision.
@@ -114,106 +113,50 @@ def flow(
     """
     host = Host(model)
     asked = ask(host, prompt, scope, position).alone("flow")
+    extent = Extent.of(host, site_of(scope))
     wanted = sources_of(sources, token_texts(host, asked.ids.tolist()))
-    mapped = heads_of(host, edges)
-    books_of = [name for layer in range(host.n_layers) for name in block_sites(host, layer)]
-    posts = [STREAM["resid_post"].format(layer) for layer in range(host.n_layers)]
-    _refuse_missing(host, books_of)
-    open_sites = [EMBED, *(name for name in books_of if not name.endswith("hook_pattern")), *posts]
-    run = trace(host, asked.tokens, open_sites, asked.positions, freeze)
-    if site_of(scope) != FINAL:
-        msg = "flow follows influence to the end of the model; for a direction at an inner site use score or jacobian"
-        raise ValueError(msg)
+    mapped = heads_of(host, edges, extent.layers)
+    run = trace(host, asked.tokens, extent.opened, asked.positions, freeze)
     made, scale = cotangents_at(asked.scope, run.ends(0))[0].scaled()
     books, totals, method = Books(1 if wanted is None else len(wanted)), [], ""
     norms = lengths(run, made)
-    for chunk, gradients in pull_back(run, Rows.of([[made]]), FINAL):
-        g = {name: found[:, 0] for name, found in gradients.items()}
+    for chunk, gradients in pull_back(run, Rows.of([[made]]), extent.end):
+        g = extent.up_to_end({name: found[:, 0] for name, found in gradients.items()})
         d = directions(made, chunk, g[EMBED], wanted, norms)
         totals.append((g[EMBED].double()[:, None] * d).sum((2, 3)).cpu())
-        straight = Branches(run).straight(g[posts[-1]])
+        straight = Branches(run, extent).straight(g[extent.output])
         for row, source in portions(run, *d.shape[:2]):
             lanes, past = (
                 {name: found[row].repeat_interleave(len(source), 0) for name, found in part.items()}
                 for part in (g, straight)
             )
-            pushed = _pushed(run, lanes, past, d[row][:, source].flatten(0, 1), [*books_of, posts[-1]], mapped)
+            pushed = _pushed(run, extent, lanes, past, d[row][:, source].flatten(0, 1), mapped)
             books.add(pushed.visitor, source)
             method = pushed.method
     meta = describe(run, 0, [made], asked, freeze)
     meta |= {"units": "squared" if made.squared else "norm", "method": method}
+    if extent.is_inner:
+        meta["end"] = extent.end
     if not isinstance(edges, bool):
         meta["edge_heads"] = [list(head) for head in mapped]
     replay = Replay(weakref.ref(model), asked.ids.tolist(), asked.scope, asked.positions, tuple(meta["freeze"]))
     return _result(run, made, scale, books, torch.cat(totals), wanted, meta, replay)
 
 
-@dataclass(frozen=True, eq=False)
-class Replay:
-    """The routes of a flow on the live model, by a fresh forward pass: it holds a recipe, no graph and no model."""
-
-    model: Callable[[], Any]
-    """A weak reference; gives None when the model is gone."""
-    ids: list[int]
-    scope: Scope | None
-    positions: tuple[int, ...]
-    freeze: tuple[str, ...]
-
-    @guarded
-    def __call__(self, question: Literal["strongest", "orders"], sources: Sequence[int], *given: int) -> "pd.DataFrame":
-        """What ``Routes`` says of the routes from these positions, together.
-
-        Raises:
-            RuntimeError: the model is gone.
-
-        """
-        model = self.model()
-        if model is None or self.scope is None:
-            msg = (
-                "paths and orders ask the live model, and this flow's is gone (deleted, or left behind in another "
-                "process); run lens_scopes.flow again"
-            )
-            raise RuntimeError(msg)
-        host = Host(model)
-        ids = torch.tensor([self.ids], device=host.device)
-        run = trace(host, ids, branch_sites(host), self.positions, self.freeze)
-        made, scale = cotangents_at(self.scope, run.ends(0))[0].scaled()
-        found = getattr(Routes.of(run, made, sources), question)(*given)
-        return found.assign(influence=found.influence * scale)
-
-    def __deepcopy__(self, memo: object) -> "Replay":
-        """A copy in this process still knows the model."""
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Neither a model nor a function goes to another process."""
-        return Replay, (_gone, self.ids, None, self.positions, self.freeze)
-
-
-def _gone() -> None:
-    """The weak reference of a flow that came from another process."""
-
-
-def _refuse_missing(host: Host, names: Sequence[str]) -> None:
-    missing = [name for name in names if name not in host.available]
-    if missing:
-        msg = f"{host.name} has no {missing[0]!r}: blocks of this form have no exact split over heads and MLP"
-        raise ValueError(msg)
-
-
 def _pushed(
     run: Trace,
+    extent: Extent,
     gradients: dict[str, Tensor],
     straight: dict[str, Tensor],
     tangents: Float[Tensor, "lane pos d"],
-    sites: list[str],
     mapped: Sequence[tuple[int, int]],
 ) -> Pushed:
     """Push the directions of some lanes forward and book what passes."""
     total = (gradients[EMBED].double() * tangents).sum((1, 2))
     return push_forward(
-        run.host, run.tokens[0], EMBED, tangents.to(gradients[EMBED].dtype), position=list(run.positions), sites=sites,
-        visitor=lambda: Ledger(run.host, gradients, total, mapped, straight), hooks=run.held,
+        run.host, run.tokens[0], EMBED, tangents.to(gradients[EMBED].dtype), position=list(run.positions),
+        sites=extent.visited, visitor=lambda: Ledger(extent, gradients, total, mapped, straight), hooks=run.held,
+        until=extent.visited[-1] if extent.is_inner else None,
     )  # fmt: skip
 
 

@@ -252,8 +252,8 @@ def test_what_flow_refuses(backend):
         ls.flow(model, ids, ls.Semantic(), sources="all")
     with pytest.raises(IndexError, match="position 7 is outside"):
         ls.flow(model, ids, ls.Semantic(), sources=[0, 7])
-    with pytest.raises(ValueError, match="inner site"):
-        ls.flow(model, ids, ls.Direction(torch.ones(tiny.D_MODEL), site="blocks.0.hook_resid_post"))
+    with pytest.raises(ValueError, match="there is no block"):
+        ls.flow(model, ids, ls.Direction(torch.ones(tiny.D_MODEL), site="hook_embed"))
 
 
 # The model is left as it came

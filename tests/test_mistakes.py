@@ -253,9 +253,17 @@ MISTAKES = {
         lambda: ls.flow(model(), IDS, SEVEN, edges=[(0, 1), (0, 1)]),
         ("head 0.1 more than once", "write each head once"),
     ),
-    "a flow to an inner site": (
-        lambda: ls.flow(model(), IDS, ls.Direction(ONES, site=INNER)),
-        ("a direction at an inner site", "to the end of the model", "use score or jacobian"),
+    "a flow to the first block": (
+        lambda: ls.flow(model(), IDS, ls.Direction(ONES, site="blocks.0.hook_resid_pre")),
+        ("between the embedding and blocks.0.hook_resid_pre", "there is no block", "write a later site"),
+    ),
+    "a flow to no place of the stream": (
+        lambda: ls.flow(model(), IDS, ls.Direction(ONES, site="blocks.0.ln1.hook_normalized")),
+        ("got 'blocks.0.ln1.hook_normalized'", "resid_pre, resid_mid, resid_post, attn_out, mlp_out"),
+    ),
+    "edges after the end of a flow": (
+        lambda: ls.flow(model(), IDS, ls.Direction(ONES, site="blocks.0.hook_resid_post"), edges=[(1, 0)]),
+        ("head 1.0", "on the way to the direction's site are layers 0 to 0"),
     ),
     "a source of them all": (
         lambda: flow().sel(source=1),

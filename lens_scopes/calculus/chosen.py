@@ -52,15 +52,15 @@ def _position_of(text: str, tokens: Sequence[str]) -> int:
     raise ValueError(msg)
 
 
-def heads_of(host: Host, edges: Edges) -> list[tuple[int, int]]:
-    """The heads (layer, head) whose edges are kept, in the order asked for; all of them for True, none for False.
+def heads_of(host: Host, edges: Edges, layers: int) -> list[tuple[int, int]]:
+    """The heads (layer, head) whose edges are kept, in the order asked for; all of the first layers for True.
 
     Raises:
         TypeError: neither a bool nor a list of pairs of integers.
         ValueError: no heads, a head twice, or one that the model does not have.
 
     """
-    layers, each = host.n_layers, int(host.cfg.n_heads)
+    each = int(host.cfg.n_heads)
     if isinstance(edges, bool):
         return list(product(range(layers), range(each))) if edges else []
     pairs = listed(edges)
@@ -77,7 +77,8 @@ def heads_of(host: Host, edges: Edges) -> list[tuple[int, int]]:
         raise ValueError(msg)
     for layer, head in heads:
         if not (0 <= layer < layers and 0 <= head < each):
-            msg = f"edges names head {layer}.{head}; {host.name} has layers 0 to {layers - 1}, heads 0 to {each - 1}"
+            where = f"{host.name} has" if layers == host.n_layers else "on the way to the direction's site are"
+            msg = f"edges names head {layer}.{head}; {where} layers 0 to {layers - 1}, heads 0 to {each - 1}"
             raise ValueError(msg)
         if heads.count((layer, head)) > 1:
             msg = f"edges names head {layer}.{head} more than once; write each head once"

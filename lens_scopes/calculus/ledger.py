@@ -8,39 +8,14 @@ changes no sum, since Σ_k δA[q,k] = 0, and makes the edge independent of where
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from einops import einsum, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.host import Host
-from lens_scopes.sites import HEADS, STREAM
-
-PATTERN = "blocks.{}.attn.hook_pattern"
-
-
-def block_sites(host: Host, layer: int) -> list[str]:
-    """What the ledger reads in one block, in the order of the forward pass."""
-    kinds = ["resid_pre", "q", "k", "v", "pattern", "z", *_AFTER_HEADS[form_of(host, layer)]]
-    patterns = STREAM | HEADS | {"pattern": PATTERN}
-    return [patterns[kind].format(layer) for kind in kinds]
-
-
-Form = Literal["sequential", "parallel", "attention only"]
-_AFTER_HEADS: dict[Form, tuple[str, ...]] = {
-    "sequential": ("resid_mid", "mlp_out"),
-    "parallel": ("mlp_out",),
-    "attention only": (),
-}
-
-
-def form_of(host: Host, layer: int) -> Form:
-    """How a block is built: in a parallel one attention and MLP read the same stream, so that there is no resid_mid."""
-    if not host.has_mlps:
-        return "attention only"
-    return "sequential" if STREAM["resid_mid"].format(layer) in host.available else "parallel"
+from lens_scopes.calculus.blocks import Extent, block_sites
+from lens_scopes.sites import STREAM
 
 
 @dataclass(eq=False)
@@ -51,7 +26,7 @@ class Ledger:
     laws that the entries must satisfy: ``violation`` holds them up against each other afterwards.
     """
 
-    host: Host
+    extent: Extent
     gradients: Mapping[str, Tensor]
     """By site, [lane, pos, ...]."""
     total: Float[Tensor, " lane"]
@@ -84,7 +59,7 @@ class Ledger:
         self._block[kind] = (value, tangent.reshape(self.gradients[name].shape) if name in self.gradients else tangent)
         if name in self.straight and kind == "resid_pre":
             self._past_all = (self.straight[name] * tangent).double().sum((1, 2))
-        if name == block_sites(self.host, layer)[-1]:
+        if name == block_sites(self.extent.host, layer)[-1]:
             self._book(layer)
             self._block = {}
 
@@ -93,7 +68,7 @@ class Ledger:
         return (gradient * tangent.reshape(gradient.shape)).double()
 
     def _book(self, layer: int) -> None:
-        names = {name.rsplit("hook_", 1)[-1]: name for name in block_sites(self.host, layer)}
+        names = {name.rsplit("hook_", 1)[-1]: name for name in block_sites(self.extent.host, layer)}
         influence = {kind: self._influence(names[kind], self._block[kind][1]) for kind in names if kind != "pattern"}
         heads = influence["z"].sum((1, 3))
         self.heads.append(heads)
@@ -108,7 +83,10 @@ class Ledger:
         else:
             self.skip.append((self.gradients[names["resid_mid"]] * before).double().sum((1, 2)))
             middle = self._block["resid_mid"][1].reshape(after.shape)
-            self._law((after * middle).double().sum((1, 2)) + self.mlps[-1])
+            if self.extent.end == names["resid_mid"]:
+                self._law((self.gradients[names["resid_mid"]] * middle).double().sum((1, 2)))
+            elif self.extent.end != STREAM["attn_out"].format(layer):  # before this cut
+                self._law((after * middle).double().sum((1, 2)) + self.mlps[-1])
         self._law(self.skip[-1] + heads.sum(1))
         self._law(self.stream[-1].sum(-1))
         self._inside(layer, heads, influence, names)

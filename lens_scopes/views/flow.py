@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.results.provenance import UNITS, scope_text
+from lens_scopes.sites import short
 from lens_scopes.views import cells, markup
 from lens_scopes.views.grids import First, Grid, check_first, measure, on_one_scale, percent
 from lens_scopes.views.long import MOST_PIXELS, drawn
@@ -58,14 +59,18 @@ def flow_tables(flow: "Flow", view: str, first: First = "show") -> list[Grid]:
         grid = Grid([flow.total.tolist()], ("",), columns, unit, title="score of each source", positions=positions)
         breaks = tuple(i for i, source in enumerate(positions) if source != (positions[i - 1] + 1 if i else 0))
         return [replace(grid, explained=_explained(flow), breaks=breaks)]
-    rows, note = _sources(flow, first)
+    rows, left_out = _sources(flow, first)
+    if view == "heads" and flow.meta.get("together") and first != "show":
+        left_out = "position 0 is in these sums: run flow(..., sources='each') to tell the sources apart"
+    end = f"it ends at {short(flow.meta['end'])}: what comes after is not on the way" if "end" in flow.meta else ""
+    note = "; ".join(filter(None, (left_out, end)))
     whole = float(flow.total[rows].double().sum())
     if view == "last" and flow.last is not None:
         return [_last(flow, _shares(flow.last[rows].double().sum(0), whole), note)]
     if view == "heads":
         branches = torch.cat([flow.heads, flow.mlps[..., None]], -1)[rows].double().sum(0)
         past = _shares(flow.skip[rows].double().sum(0), whole)
-        return [_heads(flow, _shares(branches, whole), past, note, first)]
+        return [_heads(flow, _shares(branches, whole), past, note)]
     if view == "stream":
         stream = flow.stream[rows].double().sum(0)
         return [_stream(flow, _shares(stream, whole), note)]
@@ -144,12 +149,8 @@ def _last(flow: "Flow", shares: Float[Tensor, "layer head"], note: str) -> Grid:
     )
 
 
-def _heads(
-    flow: "Flow", shares: Float[Tensor, "layer branch"], past: Float[Tensor, " layer"], note: str, first: First
-) -> Grid:
+def _heads(flow: "Flow", shares: Float[Tensor, "layer branch"], past: Float[Tensor, " layer"], note: str) -> Grid:
     branches = shares.shape[1]
-    if flow.meta.get("together") and first != "show":
-        note = "position 0 is in these sums: run flow(..., sources='each') to tell the sources apart"
     return Grid(
         shares.tolist(),
         tuple(f"layer {layer} (past its heads {percent(part, 1.0)})" for layer, part in enumerate(past.tolist())),
