@@ -61,10 +61,7 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
     Raises:
         ValueError: nothing that finite differences of the model could confirm: effects of patches, sums, scores of a
             frozen linearisation; scores that do not say how they were obtained, or a scope that ``meta`` does not
-            determine; or see ``score``.
-
-    Raises:
-        ValueError: a difference of two results, or a scope that cannot be remade and is not given.
+            determine; a difference of two results; or see ``score``.
 
     """
     if "difference" in scores.meta:
@@ -146,6 +143,9 @@ def check_flow(flow: Flow, model: Any, *, scope: Scope | None = None, heads: int
     """
     if flow.units == "share":
         msg = "shares have lost the totals that could be checked; write flow.check(model) before flow.share()"
+        raise ValueError(msg)
+    if "corrupted_token_ids" in flow.meta:
+        msg = "a whole change is held against both prompts' runs already: flow.meta['gap'] says what it misses"
         raise ValueError(msg)
     _refuse_unknown(flow.meta, "token_ids", "freeze", "together", *(("scope",) if scope is None else ()))
     scope = scope if scope is not None else scope_from(flow.meta["scope"])

@@ -67,13 +67,13 @@ class Run:
         return (self.through(v, *chain) * self.directions(v)).sum(-1)
 
 
-def run(hf: torch.nn.Module, ids: list[int], position: int) -> Run:
-    """A forward pass of the bare model, everything kept."""
+def run(hf: torch.nn.Module, ids: list[int], position: int, embedding: Tensor | None = None) -> Run:
+    """A forward pass of the bare model, everything kept; from an embedding [1, pos, d] other than the ids' own."""
     where, at, y = places(hf), {}, []
     names = [name for name in where if not name.endswith("hook_resid_mid")]
     with Double(), torch.enable_grad(), ExitStack() as hooks:
-        embedding = where["hook_embed"]
-        start = _keep(embedding, at, "hook_embed", leaf=True)
+        place = where["hook_embed"]
+        start = _keep(place, at, "hook_embed", leaf=True, value=embedding)
         hooks.callback(start.remove)
         for name in names:
             if name != "hook_embed":
@@ -89,8 +89,9 @@ def unembed(hf: torch.nn.Module, ids: list[int], position: int) -> Tensor:
     return dense(hf, ids, position, sites=["hook_embed"]).unembed
 
 
-def _keep(place: Place, at: dict[str, Tensor], name: str, *, leaf: bool = False):
+def _keep(place: Place, at: dict[str, Tensor], name: str, *, leaf: bool = False, value: Tensor | None = None):
     def kept(tensor: Tensor) -> Tensor:
+        tensor = tensor if value is None else value
         at[name] = tensor.detach().requires_grad_() if leaf else tensor
         return at[name]
 

@@ -253,6 +253,43 @@ MISTAKES = {
         lambda: ls.flow(model(), IDS, SEVEN, edges=[(0, 1), (0, 1)]),
         ("head 0.1 more than once", "write each head once"),
     ),
+    "a change between prompts of two lengths": (
+        lambda: ls.flow(model(), IDS, SEVEN, against=IDS[:-1]),
+        (f"clean has {len(IDS)} tokens and corrupted {len(IDS) - 1}", "write prompts of one length"),
+    ),
+    "a change that is none": (lambda: ls.flow(model(), IDS, SEVEN, against=IDS), ("the same", "another against=")),
+    "a change of a frozen model": (
+        lambda: ls.flow(model(), IDS, SEVEN, against=IDS[::-1], freeze="norm"),
+        ("freeze='norm' with against=", "leave freeze out"),
+    ),
+    "a change of a squared form": (
+        lambda: ls.flow(model(), IDS, ls.Fisher(), against=IDS[::-1]),
+        ("Fisher", "a squared form", "write a scope of one cotangent", "ls.Semantic(target, versus=other)"),
+    ),
+    "a change of two numbers": (
+        lambda: ls.flow(model(), IDS, lambda state: torch.eye(len(state.y))[:2], against=IDS[::-1]),
+        ("2 cotangents without a common sign", "write a scope of one cotangent"),
+    ),
+    "no points of a line": (
+        lambda: ls.flow(model(), IDS, SEVEN, against=IDS[::-1], steps=0),
+        ("points of the line", "got 0", "write 1 or more"),
+    ),
+    "points of no line": (
+        lambda: ls.flow(model(), IDS, SEVEN, steps=8),
+        ("steps=8 are points on the way from another prompt", "against=..."),
+    ),
+    "a source that does not change": (
+        lambda: ls.flow(model(), IDS, SEVEN, against=[*IDS[:-1], IDS[-1] + 1], sources=[0]),
+        (f"positions that change ([{len(IDS) - 1}])", "got [0]", "the same in both prompts"),
+    ),
+    "routes of a whole change": (
+        lambda: ls.flow(model(), IDS, SEVEN, against=[*IDS[:-1], IDS[-1] + 1], steps=64).paths(),
+        ("at every point of its line", "last_heads()", "flow(model, prompt, scope)"),
+    ),
+    "a check of a whole change": (
+        lambda: ls.flow(model(), IDS, SEVEN, against=[*IDS[:-1], IDS[-1] + 1], steps=64).check(model()),
+        ("against both prompts' runs already", "flow.meta['gap']"),
+    ),
     "a flow to the first block": (
         lambda: ls.flow(model(), IDS, ls.Direction(ONES, site="blocks.0.hook_resid_pre")),
         ("between the embedding and blocks.0.hook_resid_pre", "there is no block", "write a later site"),

@@ -23,7 +23,7 @@ from lens_scopes.sites import EMBED, HEADS, STREAM
 
 @dataclass(frozen=True, eq=False)
 class Branches:
-    """The blocks of one prompt's trace whose ``extent.branches`` are open."""
+    """The blocks of a trace whose ``extent.branches`` are open."""
 
     run: Trace
     extent: Extent
@@ -87,7 +87,11 @@ class Branches:
     def _in_portions(
         self, lanes: Tensor, back: Callable[[Tensor], tuple[Tensor, ...]], own: int = 2
     ) -> tuple[Tensor, ...]:
-        """Pull lanes back so many at a time; ``own`` counts the last axes that are not lanes."""
-        flat = lanes.reshape(-1, 1, *lanes.shape[-own:])
+        """Pull lanes back so many at a time; ``own`` counts the last axes that are not lanes.
+
+        Where the trace has several prompts, the last axis of the lanes is theirs.
+        """
+        flat = lanes.reshape(-1, len(self.run.tokens), *lanes.shape[-own:])
         parts = [back(part) for part in flat.split(block_lanes_at_once(self.run))]
-        return tuple(torch.cat(part)[:, 0].unflatten(0, lanes.shape[:-own]) for part in zip(*parts, strict=True))
+        whole = [torch.cat(part) for part in zip(*parts, strict=True)]
+        return tuple(part.reshape(*lanes.shape[:-own], *part.shape[2:]) for part in whole)

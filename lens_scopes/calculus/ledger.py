@@ -43,7 +43,7 @@ class Ledger:
     composition: list[Tensor] = field(default_factory=list)
     edges: dict[tuple[int, int], Float[Tensor, "edge query key"]] = field(default_factory=dict)
     worst: float = 0.0
-    """The largest violation of a law of the stream, heads and MLPs, in units of the total."""
+    """The largest violation of a law of the stream, heads and MLPs."""
     worst_inside: float = 0.0
     """The same for the laws inside heads."""
     _block: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -120,14 +120,10 @@ class Ledger:
         self._law_inside(grouped(by_value) - influence["v"].sum((1, 3)))
 
     def _law(self, carried: Float[Tensor, " lane"]) -> None:
-        self.worst = max(self.worst, float(((carried - self.total).abs() / self._unit()).max()))
+        self.worst = max(self.worst, float((carried - self.total).abs().max()))
 
     def _law_inside(self, difference: Float[Tensor, "lane head"]) -> None:
-        self.worst_inside = max(self.worst_inside, float((difference.abs() / self._unit()[:, None]).max()))
-
-    def _unit(self) -> Float[Tensor, " lane"]:
-        """Violations are relative to the largest total (a lane whose own total is zero has no scale of its own)."""
-        return self.total.abs().max().clamp(min=1e-300).expand_as(self.total)
+        self.worst_inside = max(self.worst_inside, float(difference.abs().max()))
 
     def close(self) -> None:
         """The last cut, the stream after all blocks; and the one by which head comes last."""
@@ -144,13 +140,27 @@ class Books:
     """heads, last, mlps, skip, stream and composition, each [source, ...]."""
     edges: Float[Tensor, "edge mapped query key"] | None = None
     """Of the heads asked for, in their order, summed over the sources; None where none is."""
-    worst: float = 0.0
-    worst_inside: float = 0.0
+    largest: float = 0.0
+    """The largest total of a lane: violations are relative to it, since a lane whose own total is zero has no scale."""
+    _worst: float = 0.0
+    _worst_inside: float = 0.0
+
+    @property
+    def worst(self) -> float:
+        """The largest violation of a law of the stream, heads and MLPs, in units of the largest total."""
+        return self._worst / max(self.largest, 1e-300)
+
+    @property
+    def worst_inside(self) -> float:
+        """The same for the laws inside heads."""
+        return self._worst_inside / max(self.largest, 1e-300)
 
     def add(self, ledger: Ledger, sources: Sequence[int]) -> None:
         """Close a ledger whose lanes are [row, source] with these sources, and add it."""
         ledger.close()
-        self.worst, self.worst_inside = max(self.worst, ledger.worst), max(self.worst_inside, ledger.worst_inside)
+        self.largest = max(self.largest, float(ledger.total.abs().max()))
+        self._worst = max(self._worst, ledger.worst)
+        self._worst_inside = max(self._worst_inside, ledger.worst_inside)
         for name in ("heads", "last", "mlps", "skip", "stream", "composition"):
             part = torch.stack(getattr(ledger, name), 1)
             by_source = part.reshape(-1, len(sources), *part.shape[1:]).sum(0).cpu()

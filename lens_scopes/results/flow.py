@@ -71,7 +71,7 @@ class Flow:
 
     @property
     def units(self) -> Units:
-        """ "norm" or "squared"; "share" after ``share()``."""
+        """ "norm" or "squared", "signed" of a whole change; "share" after ``share()``."""
         return self.meta.get("units", "norm")
 
     @property
@@ -217,6 +217,12 @@ class Flow:
         return self._ask("strongest", rows, k, budget)
 
     def _ask(self, what: str, sources: Sequence[int], *given: int) -> "pd.DataFrame":
+        if "corrupted_token_ids" in self.meta:
+            msg = (
+                "paths and orders follow one linearisation, and a whole change has one at every point of its line; "
+                "last_heads() splits the whole change, and flow(model, prompt, scope) has the routes at one prompt"
+            )
+            raise ValueError(msg)
         if self.replay is None:
             msg = (
                 "paths and orders ask the live model, which a loaded flow does not have; run lens_scopes.flow again "

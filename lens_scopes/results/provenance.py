@@ -169,6 +169,8 @@ class Meta(TypedDict, total=False):
     """Effects of patches: whether they were predicted or measured."""
     clean_token_ids: list[int]
     """The prompt that activations came from; token_ids is the one that they were patched into."""
+    corrupted_token_ids: list[int]
+    """Integrated flow: the prompt that the change begins at; token_ids is the clean one, where it ends."""
     metric: dict[str, float] | None
     """What the scope measures on the clean and the corrupted prompt; None where it is no number."""
     steps: int

@@ -60,7 +60,7 @@ def flow_tables(flow: "Flow", view: str, first: First = "show") -> list[Grid]:
         breaks = tuple(i for i, source in enumerate(positions) if source != (positions[i - 1] + 1 if i else 0))
         return [replace(grid, explained=_explained(flow), breaks=breaks)]
     rows, left_out = _sources(flow, first)
-    if view == "heads" and flow.meta.get("together") and first != "show":
+    if view == "heads" and flow.meta.get("together") and first != "show" and 0 in flow.sources:
         left_out = "position 0 is in these sums: run flow(..., sources='each') to tell the sources apart"
     end = f"it ends at {short(flow.meta['end'])}: what comes after is not on the way" if "end" in flow.meta else ""
     note = "; ".join(filter(None, (left_out, end)))
@@ -79,7 +79,8 @@ def flow_tables(flow: "Flow", view: str, first: First = "show") -> list[Grid]:
 
 def flow_title(flow: "Flow") -> str:
     """What was asked of which model."""
-    return f"Flow of {scope_text(flow.meta, 'a scope')} on {flow.meta.get('model', 'a model')}"
+    what = "Whole change" if "corrupted_token_ids" in flow.meta else "Flow"
+    return f"{what} of {scope_text(flow.meta, 'a scope')} on {flow.meta.get('model', 'a model')}"
 
 
 def flow_html(flow: "Flow", view: str | None = None, first: First = "show") -> str:
@@ -88,6 +89,9 @@ def flow_html(flow: "Flow", view: str | None = None, first: First = "show") -> s
     body = "".join(flow_body(flow, name, first) for name in chosen)
     total, residual = markup.number(float(flow.total.sum())), f"{flow.residual:.1e}"
     what = measure(UNITS[flow.units], flow.total, flow.stderr)
+    if "gap" in flow.meta:
+        missed = markup.number(flow.meta["gap"])
+        what += f"; the difference between the prompts but for {missed}, which {flow.meta['steps']} points miss"
     note = f"total {total} ({what}); largest violation of a conservation law {residual}"
     return markup.figure(flow_title(flow), markup.predictions(flow.meta), body, note=note)
 
