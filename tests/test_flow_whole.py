@@ -13,8 +13,6 @@ import tiny
 from double import Double
 from report import assert_close
 
-pytestmark = pytest.mark.host
-
 POSITION, TARGET, VERSUS = 5, 7, 11
 CLEAN = tiny.tokens()
 #: Two tokens changed before the position, one after it.
@@ -215,12 +213,16 @@ def test_with_many_points_it_is_the_path_integral_of_every_head_and_mlp(kind, ba
     def start(value, hook):
         return (embedded[0] + alphas * (embedded[1] - embedded[0])).requires_grad_()
 
-    def keep(value, hook):
-        value.retain_grad()
-        kept[hook.name] = value
+    def keep(name):
+        def hook(value, hook):
+            value.retain_grad()
+            kept[name] = value
+            return value
+
+        return hook
 
     names = [f"blocks.{layer}.{kind}" for layer in range(layers) for kind in ("attn.hook_z", "hook_mlp_out")]
-    with torch.enable_grad(), model.hooks(fwd_hooks=[("hook_embed", start), *((name, keep) for name in names)]):
+    with torch.enable_grad(), model.hooks(fwd_hooks=[("hook_embed", start), *((name, keep(name)) for name in names)]):
         logits = model(ids[:1].expand(65, -1))
         (logits[:, at, answer] - logits[:, at, versus]).sum().backward()
     model.zero_grad()

@@ -26,7 +26,7 @@ LEVELS = (
         "host/model",
         "views/markup",
     ),
-    ("results/carriers",),
+    ("results/carriers", "results/circuit"),
     (
         "results/scores",
         "results/flow",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lens_scopes.results import files, labelled
 from lens_scopes.results.carriers import by_last_head, carriers, dataset, long_form
+from lens_scopes.results.circuit import Circuit, circuit_of
 from lens_scopes.results.given import Integer, integer
 from lens_scopes.results.provenance import Meta, Units, scope_text
 
@@ -160,6 +161,25 @@ class Flow:
             msg = "this flow's file is of 0.1.0, which did not keep the last heads; run lens_scopes.flow again"
             raise ValueError(msg)
         return by_last_head(self.last, float(self.total.double().sum()))
+
+    def circuit(self, share: float = 0.9) -> Circuit:
+        """The smallest set of last heads that holds a share of the total, and what else cannot be spared on the way.
+
+        Of the parts of ``last_heads`` (each head, and "straight": MLPs and skip connections alone) the fewest that make
+        the share; and every other head or MLP that more goes through than the rest, 1 − share. How faithful that is,
+        patching says: ``patching.measure(corrupted, clean, where=<all other heads>, together=True)``.
+
+        Args:
+            share: of the total, above 0 and at most 1.
+
+        Returns:
+            A Circuit: ``nodes``, ``edges`` (of a flow with edges), ``positions``, ``heads``, ``save(path)`` as JSON.
+
+        Raises:
+            ValueError: a share outside of that, a total of 0, or see ``last_heads``.
+
+        """
+        return circuit_of(self, share)
 
     def orders(self, K: Integer = 8) -> "pd.DataFrame":  # noqa: N803 - the contract's letter
         """Influence by how many heads are on its way, summed over the sources: whether short routes say anything.
