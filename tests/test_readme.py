@@ -84,6 +84,7 @@ NO_CLAIM = (
     "They are compared within one result.",
     "one residual stream, one unembedding",
     "arXiv:2601.16407 (2026)",
+    "after blocks 4 to 11",  # tests/test_real.py: the picture
     "Position 0 can have",  # tests/test_show.py: an attention sink does not set the scale
 )
 
