@@ -46,8 +46,8 @@ def text(cell: dict) -> str:
     return "".join(cell["source"])
 
 
-def test_there_are_seven():
-    assert [path.name[:2] for path in NOTEBOOKS] == [f"{n}_" for n in range(1, 8)]
+def test_there_are_eight():
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{n}_" for n in range(1, 9)]
 
 
 @every_notebook
@@ -103,6 +103,6 @@ def test_runs_on_another_model(path, another_model):
 @pytest.mark.real
 @pytest.mark.slow
 @pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
-@pytest.mark.parametrize("path", [NOTEBOOKS[n - 1] for n in (1, 3, 4)], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [NOTEBOOKS[n - 1] for n in (1, 3, 4, 8)], ids=lambda path: path.stem)
 def test_runs_on_a_real_model(path, real_directory):
     run(path, real_directory)
