@@ -19,7 +19,7 @@ from tables import markdown
 import lens_scopes as ls
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from compiled import compiled  # noqa: E402 - the tests' own loader
+from compiled import compiled
 
 MARK = "<!-- tracr -->"
 #: Program, clean ids, corrupted ids, position; what it computes.
