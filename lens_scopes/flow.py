@@ -88,8 +88,8 @@ def flow(
     Returns:
         The Flow. ``flow.residual`` is the largest violation of any conservation law, from independent parts, relative
         to the largest total: of a source, of a cotangent, or of a point of the line. With ``against`` units are
-        "signed", and ``meta["gap"]`` is what the points miss of the difference: its ``meta["metric"]``, clean minus
-        corrupted, minus the total.
+        "signed", and ``meta["gap"]`` is what the points miss of the difference of ``meta["metric"]``, clean minus
+        corrupted: that difference minus the total of all positions that change.
 
     Raises:
         ValueError: see ``score``; several positions, each on its own; a direction at a site that no block is before;
@@ -184,7 +184,7 @@ def flow(
     meta = describe(run, 0, [made], asked, freeze) | about
     meta |= {"units": "squared" if made.squared else "norm", "method": method, "together": wanted is None}
     replay = Replay(weakref.ref(model), asked.ids.tolist(), asked.scope, asked.positions, tuple(meta["freeze"]))
-    found = _result(run, scale, books, torch.cat(totals), wanted or range(len(asked.ids)), meta)
+    found = _result(run, scale, books, torch.cat(totals), range(len(asked.ids)) if wanted is None else wanted, meta)
     probes = (torch.cat(totals)[-made.probes :] * scale).to(found.total) if made.probes else None
     return replace(found, probes=probes, replay=replay)
 
