@@ -18,7 +18,7 @@ POSITION = 5
 V = torch.randn(tiny.D_MODEL, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 KINDS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 #: Bridges and blocks of every form; a norm over all heads of q and k has no composition by head.
-PAIRS = [*tiny.HOSTS, *(pair for pair in tiny.OTHER_HOSTS if pair[0] not in ("olmo2", "bloom"))]
+PAIRS = [*tiny.HOSTS, *(pair for pair in tiny.OTHER_HOSTS if pair[0] != "olmo2")]
 
 
 def parallel(pair) -> bool:
