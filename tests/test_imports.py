@@ -88,6 +88,15 @@ LEVELS = (
     tuple(f"demo/generators/{kind}" for kind in ("induction", "ioi", "persona", "series", "translation")),
     ("demo/generators", "demo/truth"),
     ("demo",),
+    ("serve/guard", "serve/calls"),
+    ("serve/fields",),
+    ("serve/asks",),
+    ("serve/recipe",),
+    ("serve/answers",),
+    ("serve/session",),
+    ("serve/app",),
+    ("serve/server",),
+    ("serve",),
     ("demo/pointing", "demo/train"),
     ("demo/evaluate",),
     ("commands", "commands/prompts", "commands/tables", "commands/terminal"),
@@ -106,10 +115,10 @@ NAMESPACES = {("", "demo")}
 #: Not before they are needed.
 HEAVY = {
     "transformer_lens", "transformers", "circuitsvis", "matplotlib", "plotly", "pandas", "scipy", "ray", "pyarrow",
-    "xarray",
+    "xarray", "starlette", "uvicorn",
 }  # fmt: skip
 #: Loaded by name when somebody asks for that kind of drawing, or as programs of their own.
-AT_ONCE = ("plot/with_", "demo", "commands")
+AT_ONCE = ("plot/with_", "demo", "commands", "serve/app", "serve/server")
 #: Names at the package's root, not counting __init__.py and py.typed.
 MOST_AT_THE_ROOT = 17
 
