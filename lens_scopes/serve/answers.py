@@ -69,9 +69,8 @@ def _refuse_long(host: Host, prompt: Any) -> None:
         raise ValueError(msg)
 
 
-def _only(ask: asks.Ask, engine: Engine) -> Any:
-    (call,) = ask.calls(engine.result)
-    return engine.result(call)
+def _only(ask: "asks.Generate | asks.Score | asks.Flow | asks.Predict", engine: Engine) -> Any:
+    return engine.result(ask.call())
 
 
 def _tokens(ask: asks.Tokens, engine: Engine) -> dict[str, Any]:
@@ -117,8 +116,7 @@ def _flow(ask: asks.Flow, engine: Engine) -> dict[str, Any]:
 
 
 def _edges(ask: asks.Edges, engine: Engine) -> dict[str, Any]:
-    (call,) = ask.calls(engine.result)
-    flow = engine.result(call)
+    flow = engine.result(ask.call())
     total = float(flow.total.double().sum())
     return _facts(flow) | {
         "head": [ask.layer, ask.head],
@@ -127,7 +125,7 @@ def _edges(ask: asks.Edges, engine: Engine) -> dict[str, Any]:
             for e in strongest_edges(flow, ask.most)
             if e.influence
         ],
-        "figure": figure_key(call) if flow.position < MOST_DRAWN else None,
+        "figure": figure_key(ask.call()) if flow.position < MOST_DRAWN else None,
     }
 
 
@@ -171,13 +169,15 @@ def _cut(ask: asks.Cut, engine: Engine) -> dict[str, Any]:
     predicted, measured = found if ask.by == "patch" else (found[0].predicted, found[0].measured)
     metric = dict(measured.meta["metric"])
     before, effect = metric.get("run", metric.get("corrupted")), float(measured.values[ask.place])
-    # A squared scope has no number before: it is a divergence from there.
-    known = before is not None and measured.units != "squared"
+    if before is None or measured.units == "squared":  # a divergence, which has no number before
+        before = after = None
+    else:
+        after = before + effect
     return _facts(measured) | {
         "predicted": _predicted(predicted.values, ask),
         "measured": effect,
-        "before": before if known else None,
-        "after": before + effect if known else None,
+        "before": before,
+        "after": after,
         "where": {dim: measured.coords[dim][i] for dim, i in zip(measured.dims, ask.place, strict=True)},
         "token": None if ask.pos is None else measured.tokens[ask.pos],
     }

@@ -35,7 +35,6 @@ _ERRORS = (ValueError, TypeError, IndexError, KeyError, RuntimeError, NotImpleme
 
 def routes(session: Session) -> Starlette:
     """The application, without its guard."""
-
     known = facts(session)
 
     def read(name: str) -> bytes:

@@ -23,7 +23,7 @@ from lens_scopes.serve.fields import (
     scope_of,
     whole,
 )
-from lens_scopes.views.grids import First, check_first
+from lens_scopes.views.grids import check_first
 
 #: Patches that are measured in one call, between two words of progress.
 BATCH = 8
@@ -38,9 +38,15 @@ Result = Callable[[Call], Any]
 class Ask:
     """A question: fields, and the calls that answer it."""
 
-    def calls(self, result: Result) -> Iterator[Call]:  # noqa: ARG002 - of those that ask
-        """The calls, in order; ``result`` has what earlier ones found."""
-        yield from ()
+    def call(self) -> Call | None:
+        """The call that answers it, where one does."""
+        return None
+
+    def calls(self, result: Result) -> Iterator[Call]:  # noqa: ARG002 - of those that ask what was found
+        """All its calls, in order; ``result`` has what earlier ones found."""
+        one = self.call()
+        if one is not None:
+            yield one
 
 
 @dataclass(frozen=True)
@@ -87,10 +93,10 @@ class Generate(Ask):
         _set(self, prompt=prompt_of(self.prompt), n=whole(self.n, "n", 1, MOST_NEW))
         _set(self, temperature=number(self.temperature, "temperature", 0, 10), seed=whole(self.seed, "seed", 0, 2**31))
 
-    def calls(self, result: Result) -> Iterator[Call]:
-        """One."""
+    def call(self) -> Call:
+        """The call."""
         options = (("max_new_tokens", self.n), ("temperature", self.temperature), ("seed", self.seed))
-        yield Call("generate", (self.prompt,), None, options)
+        return Call("generate", (self.prompt,), None, options)
 
 
 @dataclass(frozen=True)
@@ -110,19 +116,19 @@ class Score(_About):
         one_of(self.level, "level", LEVELS)
         check_first(self.first)
 
-    def calls(self, result: Result) -> Iterator[Call]:
-        """One; joining tokens to words costs nothing."""
+    def call(self) -> Call:
+        """The call; joining tokens to words costs nothing."""
         options = {"position": self.position, "sites": self.sites, "along": self.along}
-        yield Call("score", (self.prompt,), self.scope, _given(options))
+        return Call("score", (self.prompt,), self.scope, _given(options))
 
 
 @dataclass(frozen=True)
 class Flow(_About):
     """Which heads and MLPs it goes through."""
 
-    def calls(self, result: Result) -> Iterator[Call]:
-        """One."""
-        yield Call("flow", (self.prompt,), self.scope, _given({"position": self.position}))
+    def call(self) -> Call:
+        """The call."""
+        return Call("flow", (self.prompt,), self.scope, _given({"position": self.position}))
 
 
 @dataclass(frozen=True)
@@ -139,10 +145,10 @@ class Edges(_About):
         _set(self, layer=whole(self.layer, "layer", 0, 1000), head=whole(self.head, "head", 0, 1000))
         _set(self, most=whole(self.most, "most", 1, 200))
 
-    def calls(self, result: Result) -> Iterator[Call]:
-        """One flow that keeps this head's edges."""
+    def call(self) -> Call:
+        """A flow that keeps this head's edges."""
         options = {"position": self.position, "edges": ((self.layer, self.head),)}
-        yield Call("flow", (self.prompt,), self.scope, _given(options))
+        return Call("flow", (self.prompt,), self.scope, _given(options))
 
 
 @dataclass(frozen=True)
@@ -179,9 +185,9 @@ class _Pair(Ask):
 class Predict(_Pair):
     """What every patch should do."""
 
-    def calls(self, result: Result) -> Iterator[Call]:
-        """One."""
-        yield self.predicted()
+    def call(self) -> Call:
+        """The call."""
+        return self.predicted()
 
 
 @dataclass(frozen=True)
@@ -241,7 +247,7 @@ class Cut(_About):
             yield predicted
             yield pair.measured(self._where(result(predicted).values))
         else:
-            (scored,) = Score(self.prompt, self.scope, self.position, self.sites).calls(result)
+            scored = Score(self.prompt, self.scope, self.position, self.sites).call()
             options = {"position": self.position, "sites": self.sites, "by": self.by}
             where = self._where(result(scored).values)
             yield Call("patching.ablate", (self.prompt,), self.scope, (*_given(options), ("where", where)))

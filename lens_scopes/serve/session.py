@@ -32,7 +32,7 @@ class Cancelled(BaseException):
     """Nobody waits for this answer any more. Not an Exception: nothing on its way may take it for a failure."""
 
 
-class Busy(RuntimeError):
+class Busy(RuntimeError):  # noqa: N818 - what it is
     """As many questions wait as may."""
 
 
