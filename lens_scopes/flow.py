@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.calculus.asked import ask
 from lens_scopes.calculus.branches import Branches, branch_sites
+from lens_scopes.calculus.chosen import Edges, Sources, heads_of, sources_of
 from lens_scopes.calculus.describe import describe
 from lens_scopes.calculus.directions import directions, lengths
 from lens_scopes.calculus.finite import refuse_nonfinite
@@ -22,10 +22,9 @@ from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.pushforward import Pushed, push_forward
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host, token_texts
-from lens_scopes.host.prompts import Positions, Prompt, positions_of
+from lens_scopes.host.prompts import Positions, Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.results.flow import Flow
-from lens_scopes.results.given import Integer, integer, listed
 from lens_scopes.results.provenance import Meta
 from lens_scopes.scopes.protocol import Scope, cotangents_at, site_of
 from lens_scopes.scopes.state import Cotangents
@@ -34,10 +33,6 @@ from lens_scopes.sites import EMBED, FINAL, STREAM
 if TYPE_CHECKING:
     import pandas as pd
 
-Sources = Literal["each"] | str | Integer | Sequence[Integer | str] | Tensor | np.ndarray | None
-
-# Tokens that an error lists.
-_LISTED = 40
 # A violation of the laws inside heads above this share of the total means that the block's form has no such split.
 _NO_SPLIT = {torch.float64: 1e-5, torch.float32: 1e-4}
 # A violation above this share of the total is no rounding: the books do not balance, and are not handed out.
@@ -52,7 +47,7 @@ def flow(
     *,
     position: Positions = -1,
     sources: Sources = None,
-    edges: bool = False,
+    edges: Edges = False,
     freeze: Sequence[str] = (),
 ) -> Flow:
     """Split the scope scores of the input tokens over every head, MLP and position, exactly.
@@ -68,7 +63,9 @@ def flow(
         position: the position whose prediction is explained; for a scope that spans several, see ``score``.
         sources: None: all tokens together, one row; "each": a row per token; a list of positions, or of tokens by their
             text where that stands once in the prompt.
-        edges: keep value and pattern edges [2, layer, head, query, key], summed over the sources.
+        edges: keep value and pattern edges, summed over the sources: True for every head, [2, layer, head, query, key];
+            a list of heads [(layer, head), ...] for theirs alone, [2, head, query, key] in that order, which
+            ``meta["edge_heads"]`` names.
         freeze: see ``score``.
 
     Returns:
@@ -76,7 +73,8 @@ def flow(
 
     Raises:
         ValueError: see ``score``; several positions, each on its own; a direction at an inner site; edges of a model
-            whose heads cannot be split; a source by a text that no token of the prompt has, or several.
+            whose heads cannot be split, or of heads that it does not have; a source by a text that no token of the
+            prompt has, or several.
         IndexError: a position or source outside the prompt.
         RuntimeError: see ``score``; or a conservation law is broken by more than rounding: 1e-6 of the total in
             float64, 1e-3 in float32, 5e-2 in half precision.
@@ -116,7 +114,8 @@ def flow(
     """
     host = Host(model)
     asked = ask(host, prompt, scope, position).alone("flow")
-    wanted = _sources(sources, token_texts(host, asked.ids.tolist()))
+    wanted = sources_of(sources, token_texts(host, asked.ids.tolist()))
+    mapped = heads_of(host, edges)
     books_of = [name for layer in range(host.n_layers) for name in block_sites(host, layer)]
     posts = [STREAM["resid_post"].format(layer) for layer in range(host.n_layers)]
     _refuse_missing(host, books_of)
@@ -126,7 +125,7 @@ def flow(
         msg = "flow follows influence to the end of the model; for a direction at an inner site use score or jacobian"
         raise ValueError(msg)
     made, scale = cotangents_at(asked.scope, run.ends(0))[0].scaled()
-    books, totals, method = Books(1 if wanted is None else len(wanted), edges), [], ""
+    books, totals, method = Books(1 if wanted is None else len(wanted)), [], ""
     norms = lengths(run, made)
     for chunk, gradients in pull_back(run, Rows.of([[made]]), FINAL):
         g = {name: found[:, 0] for name, found in gradients.items()}
@@ -138,11 +137,13 @@ def flow(
                 {name: found[row].repeat_interleave(len(source), 0) for name, found in part.items()}
                 for part in (g, straight)
             )
-            pushed = _pushed(run, lanes, past, d[row][:, source].flatten(0, 1), [*books_of, posts[-1]], edges)
+            pushed = _pushed(run, lanes, past, d[row][:, source].flatten(0, 1), [*books_of, posts[-1]], mapped)
             books.add(pushed.visitor, source)
             method = pushed.method
     meta = describe(run, 0, [made], asked, freeze)
     meta |= {"units": "squared" if made.squared else "norm", "method": method}
+    if not isinstance(edges, bool):
+        meta["edge_heads"] = [list(head) for head in mapped]
     replay = Replay(weakref.ref(model), asked.ids.tolist(), asked.scope, asked.positions, tuple(meta["freeze"]))
     return _result(run, made, scale, books, torch.cat(totals), wanted, meta, replay)
 
@@ -193,34 +194,6 @@ def _gone() -> None:
     """The weak reference of a flow that came from another process."""
 
 
-def _sources(sources: Sources, tokens: Sequence[str]) -> list[int] | None:
-    if sources is None:
-        return None
-    if isinstance(sources, str) and sources == "each":
-        return list(range(len(tokens)))
-    each = [_position_of(one, tokens) if isinstance(one, str) else one for one in listed(sources)]
-    return list(positions_of([integer(one, _A_SOURCE) for one in each], len(tokens)))
-
-
-_A_SOURCE = "sources is None (all together), 'each' or a list of positions or tokens; a position"
-
-
-def _position_of(text: str, tokens: Sequence[str]) -> int:
-    """Where the token stands that has this text, blanks at its ends aside unless they tell two apart."""
-    there = [i for i, token in enumerate(tokens) if token == text] or [
-        i for i, token in enumerate(tokens) if token.strip() == text.strip()
-    ]
-    if len(there) == 1:
-        return there[0]
-    if there:
-        hint = f"that stands at {', '.join(map(str, there))}: write one of these positions"
-    else:
-        known = ", ".join(f"{i} {token!r}" for i, token in enumerate(tokens[:_LISTED]))
-        hint = f"no token is that; write one of {known}{', ...' if len(tokens) > _LISTED else ''}"
-    msg = f"sources is None (all together), 'each' or a list of positions or tokens, got {text!r}: {hint}"
-    raise ValueError(msg)
-
-
 def _refuse_missing(host: Host, names: Sequence[str]) -> None:
     missing = [name for name in names if name not in host.available]
     if missing:
@@ -234,13 +207,13 @@ def _pushed(
     straight: dict[str, Tensor],
     tangents: Float[Tensor, "lane pos d"],
     sites: list[str],
-    edges: bool,
+    mapped: Sequence[tuple[int, int]],
 ) -> Pushed:
     """Push the directions of some lanes forward and book what passes."""
     total = (gradients[EMBED].double() * tangents).sum((1, 2))
     return push_forward(
         run.host, run.tokens[0], EMBED, tangents.to(gradients[EMBED].dtype), position=list(run.positions), sites=sites,
-        visitor=lambda: Ledger(run.host, gradients, total, edges, straight), hooks=run.held,
+        visitor=lambda: Ledger(run.host, gradients, total, mapped, straight), hooks=run.held,
     )  # fmt: skip
 
 
@@ -269,12 +242,15 @@ def _result(
     """The sums as a Flow, without what the block's form does not have."""
     _refuse_unbalanced(run, books, totals)
     split = books.worst_inside <= _NO_SPLIT.get(run.y.dtype, 5e-2)
-    if books.keep_edges and not split:
+    if books.edges is not None and not split:
         msg = (
             f"the heads of {run.host.name} have no exact edges (violation {books.worst_inside:.1e} of the total): a "
             "norm mixes heads, or attention is computed where hooks do not reach; write edges=False"
         )
         raise ValueError(msg)
+    edges, each = books.edges, books.parts["heads"].shape[1:]
+    if edges is not None and "edge_heads" not in meta:
+        edges = edges.unflatten(1, each)
     kept = torch.float64 if made.squared or run.y.dtype == torch.float64 else torch.float32
     totals = totals * scale
     parts = {name: (part * scale).to(kept) for name, part in books.parts.items()}
@@ -286,7 +262,7 @@ def _result(
         skip=parts["skip"],
         stream=parts["stream"],
         composition=parts["composition"] if split else None,
-        edges=None if books.edges is None else (books.edges.double() * scale).to(kept),
+        edges=None if edges is None else (edges.double() * scale).to(kept),
         residual=max(books.worst, books.worst_inside) if split else books.worst,
         tokens=token_texts(run.host, meta["token_ids"]),
         sources=tuple(range(len(meta["token_ids"]))) if sources is None else tuple(sources),

@@ -18,7 +18,6 @@ LEVELS = (
     ("sites", "results/given", "host/undo", "host/fitness", "views/pixels"),
     ("results/older", "results/labelled", "results/provenance", "results/text", "scopes/prediction", "scopes/summands"),
     (
-        "results/carriers",
         "results/difference",
         "results/files",
         "results/spans",
@@ -27,6 +26,7 @@ LEVELS = (
         "host/model",
         "views/markup",
     ),
+    ("results/carriers",),
     (
         "results/scores",
         "results/flow",
@@ -63,7 +63,7 @@ LEVELS = (
     ("host",),
     ("calculus", "calculus/finite", "calculus/subspace"),
     ("calculus/trace",),
-    ("calculus/asked", "calculus/ledger", "calculus/memory", "calculus/reach"),
+    ("calculus/asked", "calculus/chosen", "calculus/ledger", "calculus/memory", "calculus/reach"),
     ("calculus/describe",),
     ("calculus/pullback", "calculus/pushforward", "calculus/variants"),
     ("calculus/branches", "calculus/directions", "calculus/reduction", "calculus/signs"),

@@ -236,6 +236,23 @@ MISTAKES = {
         lambda: ls.flow(model(), IDS, SEVEN, position=[1, 2]),
         ("got [1, 2]", "one position", "write an index"),
     ),
+    "edges of no head": (lambda: ls.flow(model(), IDS, SEVEN, edges=[]), ("empty list", "write edges=False")),
+    "edges of one head without a list": (
+        lambda: ls.flow(model(), IDS, SEVEN, edges=(1, 0)),
+        ("a list of heads (layer, head), got 1 (int)", "edges=[(1, 0), (2, 3)]"),
+    ),
+    "edges of a layer": (
+        lambda: ls.flow(model(), IDS, SEVEN, edges="1.0"),
+        ("a list of heads (layer, head), got '1.0' (str)", "write e.g."),
+    ),
+    "edges of a head that the model lacks": (
+        lambda: ls.flow(model(), IDS, SEVEN, edges=[(0, 1), (0, -1)]),
+        ("edges names head 0.-1", "has layers 0 to", "heads 0 to"),
+    ),
+    "edges of a head twice": (
+        lambda: ls.flow(model(), IDS, SEVEN, edges=[(0, 1), (0, 1)]),
+        ("head 0.1 more than once", "write each head once"),
+    ),
     "a flow to an inner site": (
         lambda: ls.flow(model(), IDS, ls.Direction(ONES, site=INNER)),
         ("a direction at an inner site", "to the end of the model", "use score or jacobian"),

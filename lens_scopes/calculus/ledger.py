@@ -56,7 +56,8 @@ class Ledger:
     """By site, [lane, pos, ...]."""
     total: Float[Tensor, " lane"]
     """What every cut must carry: the score, computed from the gradient at the embedding alone."""
-    keep_edges: bool
+    mapped: Sequence[tuple[int, int]]
+    """The heads (layer, head) whose edges are kept."""
     straight: Mapping[str, Tensor]
     """Gradients that come back past all later heads, at every z and at the first block's input; see ``Branches``."""
     heads: list[Tensor] = field(default_factory=list)
@@ -65,7 +66,7 @@ class Ledger:
     skip: list[Tensor] = field(default_factory=list)
     stream: list[Tensor] = field(default_factory=list)
     composition: list[Tensor] = field(default_factory=list)
-    edges: list[Tensor] = field(default_factory=list)
+    edges: dict[tuple[int, int], Float[Tensor, "edge query key"]] = field(default_factory=dict)
     worst: float = 0.0
     """The largest violation of a law of the stream, heads and MLPs, in units of the total."""
     worst_inside: float = 0.0
@@ -110,9 +111,9 @@ class Ledger:
             self._law((after * middle).double().sum((1, 2)) + self.mlps[-1])
         self._law(self.skip[-1] + heads.sum(1))
         self._law(self.stream[-1].sum(-1))
-        self._inside(heads, influence, names)
+        self._inside(layer, heads, influence, names)
 
-    def _inside(self, heads: Tensor, influence: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+    def _inside(self, layer: int, heads: Tensor, influence: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
         """Value and pattern edges of one layer's heads, and what they compose with."""
         a, da = self._block["pattern"]
         (v, dv), (z, _) = self._block["v"], self._block["z"]
@@ -129,8 +130,9 @@ class Ledger:
         by_query = influence["q"].sum((1, 3))
         by_key = by_pattern - by_query
         self.composition.append(torch.stack([by_query, by_key, by_value], -1))
-        if self.keep_edges:
-            self.edges.append(torch.stack([value, pattern]).sum(1))
+        for at, head in self.mapped:
+            if at == layer:
+                self.edges[at, head] = torch.stack([value[:, head], pattern[:, head]]).sum(1)
 
         def grouped(per_query_head: Tensor) -> Tensor:
             return per_query_head.reshape(*per_query_head.shape[:-1], -1, group).sum(-1)
@@ -160,11 +162,10 @@ class Books:
     """Closed ledgers added up over cotangents, source by source."""
 
     sources: int
-    keep_edges: bool
     parts: dict[str, Tensor] = field(default_factory=dict)
     """heads, last, mlps, skip, stream and composition, each [source, ...]."""
-    edges: Float[Tensor, "edge layer head query key"] | None = None
-    """Summed over the sources."""
+    edges: Float[Tensor, "edge mapped query key"] | None = None
+    """Of the heads asked for, in their order, summed over the sources; None where none is."""
     worst: float = 0.0
     worst_inside: float = 0.0
 
@@ -178,6 +179,6 @@ class Books:
             if name not in self.parts:
                 self.parts[name] = by_source.new_zeros(self.sources, *by_source.shape[1:])
             self.parts[name][list(sources)] += by_source
-        if self.keep_edges:
-            edges = torch.stack(ledger.edges, 1).cpu()
+        if ledger.mapped:
+            edges = torch.stack([ledger.edges[head] for head in ledger.mapped], 1).cpu()
             self.edges = edges if self.edges is None else self.edges + edges

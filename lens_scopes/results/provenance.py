@@ -139,6 +139,8 @@ class Meta(TypedDict, total=False):
     """Flow: how tangents were pushed forward."""
     residual_inside_heads: float
     """Flow: the largest violation of a law inside heads."""
+    edge_heads: list[list[int]]
+    """Flow: [layer, head] of each map of edges, where those of some heads were asked for."""
 
     # What was done to it since.
     selected: dict[str, Any]

@@ -105,7 +105,7 @@ def edges_kept(flow: "Flow", first: First) -> tuple["Flow", str]:
     check_first(first)
     if first == "show" or flow.edges is None or flow.edges.shape[-1] < 2:
         return flow, ""
-    sizes = flow.edges.abs().sum((0, 1, 2, 3)).double()
+    sizes = flow.edges.abs().flatten(0, -2).sum(0).double()
     told = f": they have {percent(float(sizes[0]), float(sizes.sum()))} of the sum of magnitudes"
     rest = torch.cat([torch.zeros_like(flow.edges[..., :1]), flow.edges[..., 1:]], -1)
     return replace(flow, edges=rest), f"edges from position 0 are left out{told if first == 'share' else ''}"
@@ -121,13 +121,14 @@ def strongest_edges(flow: "Flow", k: int) -> list[Edge]:
     if flow.edges is None:
         msg = "this flow has no edges; write lens_scopes.flow(..., edges=True)"
         raise ValueError(msg)
-    flat = flow.edges.flatten()
-    order = flat.abs().topk(min(k, len(flat))).indices
-    places = torch.stack(torch.unravel_index(order, flow.edges.shape), 1).tolist()
-    return [
-        Edge(layer, head, EDGE_KINDS[kind], query, key, float(flow.edges[kind, layer, head, query, key]))
-        for kind, layer, head, query, key in places
-    ]
+    maps = flow.edges.flatten(1, -3)
+    order = maps.flatten().abs().topk(min(k, maps.numel())).indices
+    places = torch.stack(torch.unravel_index(order, maps.shape), 1).tolist()
+    found = []
+    for kind, which, query, key in places:
+        layer, head = flow.edge_heads[which]
+        found.append(Edge(layer, head, EDGE_KINDS[kind], query, key, float(maps[kind, which, query, key])))
+    return found
 
 
 def _last(flow: "Flow", shares: Float[Tensor, "layer head"], note: str) -> Grid:
