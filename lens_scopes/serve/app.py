@@ -66,7 +66,11 @@ def routes(session: Session) -> Starlette:
 
     async def ask(request: Request) -> Response:
         try:
-            question = asks.read(request.path_params["verb"], await request.json())
+            data = json.loads(await request.body())
+        except (ValueError, RecursionError) as error:
+            return _refused(400, ValueError(f"a question is JSON: {error}"))
+        try:
+            question = asks.read(request.path_params["verb"], data)
         except KeyError:
             return _refused(
                 404, KeyError(f"there is no {request.path_params['verb']}; there is {', '.join(asks.VERBS)}")
