@@ -9,18 +9,17 @@ from torch import Tensor
 from lens_scopes.calculus.describe import describe
 from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.line import Line
-from lens_scopes.calculus.trace import Trace, trace
+from lens_scopes.calculus.trace import Trace
 from lens_scopes.host import token_texts
 from lens_scopes.host.prompts import Positions, Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.patching.contract import contract, wide
-from lens_scopes.patching.pair import Pair
+from lens_scopes.patching.pair import Pair, refuse_unpredictable
 from lens_scopes.results.given import Integer, integer
 from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope, cotangents_at, text_of
 from lens_scopes.scopes.quantity import quantities
-from lens_scopes.scopes.state import Cotangents
-from lens_scopes.sites import EMBED, Sites, at_or_after
+from lens_scopes.sites import EMBED, Sites
 
 
 @guarded
@@ -72,13 +71,10 @@ def predict(
     pair = pair.resolved(clean_run)
     run = pair.trace(pair.corrupted, opened)
     (made,) = cotangents_at(pair.scope, run.ends(0))
-    if not made.squared and len(made.vectors) > 1:
-        msg = f"{len(made.vectors)} cotangents in norm units have no common sign; return one, or squared=True"
-        raise ValueError(msg)
+    refuse_unpredictable(pair.host, wanted.names, made)
     if made.squared and steps > 1:
         msg = f"steps={steps}: {pair.scope!r} predicts a squared form, which no path integral completes; write steps=1"
         raise ValueError(msg)
-    _refuse_later(pair, wanted, made)
     delta = {name: wide(clean_run.sites[name][0].detach()) - wide(run.sites[name][0].detach()) for name in opened}
     ends = {} if made.squared else _metric(pair.scope, run, clean_run)
     meta = describe(run, 0, [made], pair.asked, ())
@@ -128,10 +124,3 @@ def _metric(scope: Scope, corrupted: Trace, clean: Trace) -> dict[str, float]:
     found = {name: value(run.ends(0)) for name, run in (("corrupted", corrupted), ("clean", clean))}
     refuse_nonfinite(corrupted.host, corrupted.tokens, found, f"the number of {text_of(scope)}")
     return {name: float(number) for name, number in found.items()}
-
-
-def _refuse_later(pair: Pair, wanted: Sites, made: Cotangents) -> None:
-    late = at_or_after(made.site, wanted.names, pair.host.n_layers)
-    if late:
-        msg = f"the direction reads {made.site}; patches at or after it do not reach it: {', '.join(late)}"
-        raise ValueError(msg)
