@@ -6,9 +6,10 @@
 >>> ls.patching.compare(predicted, measured).spearman                                       # doctest: +SKIP
 """
 
+from lens_scopes.patching.ablate import ablate
 from lens_scopes.patching.compare import Comparison, compare
 from lens_scopes.patching.measure import measure
 from lens_scopes.patching.metric import ScopeMetric, metric
 from lens_scopes.patching.predict import predict
 
-__all__ = ["Comparison", "ScopeMetric", "compare", "measure", "metric", "predict"]
+__all__ = ["Comparison", "ScopeMetric", "ablate", "compare", "measure", "metric", "predict"]

@@ -42,7 +42,7 @@ class Comparison:
     """Of the random orders."""
 
     @cached_property
-    def where(self) -> Bool[Tensor, "site pos ..."]:
+    def where(self) -> Bool[Tensor, "site ..."]:
         """The places measured."""
         return ~self.measured.values.isnan()
 
@@ -143,9 +143,9 @@ class Comparison:
     def to_dataframe(self) -> "pd.DataFrame":
         """Long form: a row per place, with its token, the predicted and the measured effect (NaN: not measured)."""
         m = self.measured
-        by_position = dict(zip(m.coords["pos"], m.tokens, strict=True))
+        extra = {"pos": dict(zip(m.coords["pos"], m.tokens, strict=True))} if "pos" in m.dims else {}
         columns = {"predicted": self.predicted.values, "measured": m.values, **self.orders}
-        return labelled.dataframe(columns, m.dims, m.coords, {"pos": by_position})
+        return labelled.dataframe(columns, m.dims, m.coords, extra)
 
     def plot(self, ax: "Axes | None" = None, *, backend: Literal["matplotlib", "plotly"] = "matplotlib") -> Any:
         """A scatter of measured against predicted, coloured by site, with the line measured = predicted.
@@ -229,9 +229,10 @@ class Comparison:
         found = []
         for index in self.where.nonzero().tolist():
             labels = {dim: m.coords[dim][i] for dim, i in zip(m.dims, index, strict=True)}
-            token = markup.visible(m.tokens[index[m.dims.index("pos")]])
             words = " ".join(label_text(dim, label) for dim, label in labels.items() if dim != "pos")
-            found.append((f"{words} “{token}” at {labels['pos']}", label_text("site", labels["site"])))
+            if "pos" in labels:
+                words += f" “{markup.visible(m.tokens[index[m.dims.index('pos')]])}” at {labels['pos']}"
+            found.append((words, label_text("site", labels["site"])))
         return found
 
     @cached_property

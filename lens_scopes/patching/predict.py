@@ -5,23 +5,21 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lens_scopes.calculus.describe import describe
 from lens_scopes.calculus.finite import refuse_nonfinite
-from lens_scopes.calculus.memory import prompts_at_once
-from lens_scopes.calculus.pullback import Rows, pull_back
-from lens_scopes.calculus.trace import Trace, trace
+from lens_scopes.calculus.line import Line
+from lens_scopes.calculus.trace import Trace
 from lens_scopes.host import token_texts
 from lens_scopes.host.prompts import Positions, Prompt
 from lens_scopes.host.undo import guarded
-from lens_scopes.patching.pair import Pair
+from lens_scopes.patching.contract import contract, wide
+from lens_scopes.patching.pair import Pair, refuse_unpredictable
 from lens_scopes.results.given import Integer, integer
 from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope, cotangents_at, text_of
 from lens_scopes.scopes.quantity import quantities
-from lens_scopes.scopes.state import Cotangents
-from lens_scopes.sites import EMBED, Sites, at_or_after
+from lens_scopes.sites import EMBED, Sites
 
 
 @guarded
@@ -73,14 +71,11 @@ def predict(
     pair = pair.resolved(clean_run)
     run = pair.trace(pair.corrupted, opened)
     (made,) = cotangents_at(pair.scope, run.ends(0))
-    if not made.squared and len(made.vectors) > 1:
-        msg = f"{len(made.vectors)} cotangents in norm units have no common sign; return one, or squared=True"
-        raise ValueError(msg)
+    refuse_unpredictable(pair.host, wanted.names, made)
     if made.squared and steps > 1:
         msg = f"steps={steps}: {pair.scope!r} predicts a squared form, which no path integral completes; write steps=1"
         raise ValueError(msg)
-    _refuse_later(pair, wanted, made)
-    delta = {name: _wide(clean_run.sites[name][0].detach()) - _wide(run.sites[name][0].detach()) for name in opened}
+    delta = {name: wide(clean_run.sites[name][0].detach()) - wide(run.sites[name][0].detach()) for name in opened}
     ends = {} if made.squared else _metric(pair.scope, run, clean_run)
     meta = describe(run, 0, [made], pair.asked, ())
     meta |= {
@@ -92,11 +87,9 @@ def predict(
         "metric": ends or None,
     }
     if steps == 1:
-        found = {name: rows[0] for name, rows in _contract(run, [made], delta).items()}
+        found = {name: rows[0] for name, rows in contract(run, [made], delta).items()}
     else:
-        corrupted_end = run.sites[EMBED].detach()
-        del clean_run
-        found = _integrate(pair, delta, corrupted_end, steps)
+        found = _integrate(pair, Line.between(run, clean_run), delta, steps)
         meta["gap"] = ends["clean"] - ends["corrupted"] - float(found[EMBED].sum())
     refuse_nonfinite(run.host, run.tokens, {name: found[name] for name in wanted.names})
     rows = torch.stack([found[name] for name in wanted.names], 1)
@@ -114,40 +107,14 @@ def axes(wanted: Sites, shape: torch.Size) -> tuple[tuple[str, ...], dict[str, t
     return dims, {"site": wanted.names, **{dim: tuple(range(n)) for dim, n in zip(dims[1:], shape[1:], strict=True)}}
 
 
-def _contract(run: Trace, made: list[Cotangents], delta: dict[str, Tensor]) -> dict[str, Tensor]:
-    """√w_i⟨J_tᵀv_i, Δa_t⟩ for every prompt of the run, cotangent and place: by site, each [batch, row, pos(, head)]."""
-    parts = [
-        {name: (_wide(gradients[name]) * moved).sum(-1).transpose(0, 1).cpu() for name, moved in delta.items()}
-        for _, gradients in pull_back(run, Rows.of([[one] for one in made]), made[0].site)
-    ]
-    found = {name: torch.cat([part[name] for part in parts], 1) for name in delta}
-    weights = torch.stack([one.root_weights() for one in made])
-    if made[0].squared:  # a weight may be no number in float32
-        found = {name: rows.double() for name, rows in found.items()}
-    return {
-        name: rows * weights.to(rows).reshape(*weights.shape, *[1] * (rows.ndim - 2)) for name, rows in found.items()
-    }
-
-
-def _integrate(
-    pair: Pair, delta: dict[str, Tensor], corrupted: Float[Tensor, "1 pos d_model"], steps: int
-) -> dict[str, Float[Tensor, "row pos ..."]]:
+def _integrate(pair: Pair, line: Line, delta: dict[str, Tensor], steps: int) -> dict[str, Float[Tensor, "row pos ..."]]:
     """The mean over midpoints of the line between the embeddings; each site keeps its own Δa."""
     midpoints = (torch.arange(steps, dtype=torch.float64, device="cpu") + 0.5) / steps
-    size = prompts_at_once(pair.host, len(pair.corrupted))
-    names = [*delta, *pair.inner(list(delta))]
     total = dict.fromkeys(delta, torch.zeros((), device="cpu"))
-    for alphas in tqdm(midpoints.split(size), desc="integrating", leave=False, disable=steps <= size):
-        line = corrupted + alphas.to(corrupted)[:, None, None] * delta[EMBED].to(corrupted)
-
-        def place(activation: Tensor, hook: object, line: Tensor = line) -> Tensor:  # noqa: ARG001
-            return line.to(activation)
-
-        with pair.host.hooks([(EMBED, place)]):
-            run = trace(pair.host, pair.corrupted.expand(len(alphas), -1), names, pair.positions)
-            made = [cotangents_at(pair.scope, run.ends(b))[0] for b in range(len(alphas))]
-            for name, rows in _contract(run, made, delta).items():
-                total[name] = total[name] + rows.sum(0)
+    for _, run in line.runs(midpoints, [*delta, *pair.inner(list(delta))], pair.positions):
+        made = [cotangents_at(pair.scope, run.ends(b))[0] for b in range(len(run.tokens))]
+        for name, rows in contract(run, made, delta).items():
+            total[name] = total[name] + rows.sum(0)
     return {name: rows / steps for name, rows in total.items()}
 
 
@@ -157,15 +124,3 @@ def _metric(scope: Scope, corrupted: Trace, clean: Trace) -> dict[str, float]:
     found = {name: value(run.ends(0)) for name, run in (("corrupted", corrupted), ("clean", clean))}
     refuse_nonfinite(corrupted.host, corrupted.tokens, found, f"the number of {text_of(scope)}")
     return {name: float(number) for name, number in found.items()}
-
-
-def _refuse_later(pair: Pair, wanted: Sites, made: Cotangents) -> None:
-    late = at_or_after(made.site, wanted.names, pair.host.n_layers)
-    if late:
-        msg = f"the direction reads {made.site}; patches at or after it do not reach it: {', '.join(late)}"
-        raise ValueError(msg)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Half precision is contracted in float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -168,7 +168,8 @@ class Meta(TypedDict, total=False):
     clean_token_ids: list[int]
     """The prompt that activations came from; token_ids is the one that they were patched into."""
     metric: dict[str, float] | None
-    """What the scope measures on the clean and the corrupted prompt; None where it is no number."""
+    """What the scope measures on the "clean" and the "corrupted" prompt, or on the one that is cut, "run"; None where
+    it is no number."""
     steps: int
     """Points of the path of integration."""
     gap: float
@@ -182,7 +183,7 @@ class Meta(TypedDict, total=False):
     protocol: str | None
     """None, or "paper"."""
     replace: str
-    """How tokens were taken out."""
+    """How tokens, or activations, were taken out."""
     mode: str
     """Whether the top tokens were taken out, or all others."""
     skip: list[int]
