@@ -1,10 +1,12 @@
 """The page's questions without a server: validated, answered one after the other, left at any moment, written as Python."""
 
+import contextlib
 import json
 import random
 import sys
 import threading
 import time
+from concurrent.futures import CancelledError
 
 import pytest
 import torch
@@ -207,21 +209,18 @@ def test_leaving_at_any_moment_leaves_the_model_as_it_was(model, seed):
         ("measure", {**PAIR, "largest": 20}),
         ("generate", {"prompt": CASE.prompt, "n": 8}),
     ]
-    ended = {"left": 0, "answered": 0}
+    answered = 0
     for n in range(50):
         fresh = Session(model)  # nothing is kept
         job = fresh.submit(read(*asked[n % len(asked)]))
         time.sleep(chance.random() * 0.4)
         job.cancel()
-        try:
+        with contextlib.suppress(Cancelled, CancelledError):
             job.future.result()
-            ended["answered"] += 1
-        except BaseException as error:
-            assert type(error).__name__ in ("Cancelled", "CancelledError"), error
-            ended["left"] += 1
+            answered += 1
         fresh.close()
         assert shape_of(model) == before
-    assert ended["left"] > 10, ended
+    assert answered < 40
     session._results.clear()
     assert numbers(session.ask(read("score", {**ABOUT, "sites": "attn_out"}))) == expected
     session.close()
@@ -269,7 +268,8 @@ def test_who_leaves_the_queue_never_runs(session, monkeypatch):
     third = session.submit(read("tokens", {"prompt": "of"}), said.append)
     second.cancel()
     go.set()
-    assert first.future.result() and third.future.result()
+    assert first.future.result()
+    assert third.future.result()
     assert [ask.prompt for ask in ran] == ["a", "of"]
     assert said == [{"queued": 1}, {"queued": 2}]
 
@@ -374,7 +374,8 @@ def test_without_the_extra_one_sentence(monkeypatch):
 def test_the_folder_is_the_function_whichever_came_first(model):
     import lens_scopes.serve as folder
 
-    assert ls.serve is folder and callable(ls.serve)
+    assert ls.serve is folder
+    assert callable(ls.serve)
     with pytest.raises(ValueError, match="0 to 65535"):
         ls.serve(model, 70_000)
     with pytest.raises(TypeError, match="expected a TransformerLens model"):

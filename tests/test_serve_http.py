@@ -10,13 +10,12 @@ import pytest
 
 import lens_scopes as ls
 from lens_scopes.serve import Session, read
+from lens_scopes.serve.guard import MOST_BYTES, POLICY, Guard
 from test_serve import ABOUT, CASE, PAIR, numbers, shape_of
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
-
-from lens_scopes.serve.guard import MOST_BYTES, POLICY, Guard
 
 PORT = 8123
 HOST, TOKEN = f"127.0.0.1:{PORT}", "the-token"
@@ -114,7 +113,8 @@ def test_a_link_from_another_page_opens_it_but_nothing_else_of_another_page_does
     """A notebook's page is another site: no cookie follows a redirect from there, so that a page of ours goes on."""
     elsewhere = {"host": HOST, "sec-fetch-site": "cross-site"}
     status, answered, reached = sent("GET", "/", elsewhere | {"sec-fetch-mode": "navigate"}, b"token=the-token")
-    assert (status, reached) == (200, False) and "set-cookie" in answered
+    assert (status, reached) == (200, False)
+    assert "set-cookie" in answered
     for mode in ("no-cors", "cors", "same-origin"):
         assert sent("GET", "/", elsewhere | {"sec-fetch-mode": mode}, b"token=the-token")[0] == 403
 
@@ -127,7 +127,9 @@ def test_what_is_let_in_has_the_headers():
         assert answered["x-content-type-options"] == "nosniff"
         assert answered["cross-origin-resource-policy"] == "same-origin"
         assert answered["cache-control"] == "no-store"
-    assert "'unsafe-inline'" not in POLICY and "default-src 'none'" in POLICY and "trusted-types lit-html" in POLICY
+    assert "'unsafe-inline'" not in POLICY
+    assert "default-src 'none'" in POLICY
+    assert "trusted-types lit-html" in POLICY
 
 
 def test_nothing_but_http():
@@ -164,11 +166,12 @@ def lines(response):
 
 
 def test_the_address_is_on_this_machine_and_has_the_token(served):
-    assert served.address.startswith("http://127.0.0.1:") and len(served.address.split("token=")[1]) >= 32
+    assert served.address.startswith("http://127.0.0.1:")
+    assert len(served.address.split("token=")[1]) >= 32
     with httpx.Client() as stranger:
         assert stranger.get(f"http://127.0.0.1:{served.port}/").status_code == 401
     # No other address of this machine listens.
-    with pytest.raises(OSError):
+    with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", served.port), timeout=2)
 
 
@@ -176,10 +179,12 @@ def test_every_file_of_the_page_comes_and_nothing_else(client):
     from lens_scopes.serve.app import STATIC
 
     page = client.get("/")
-    assert page.headers["content-type"].startswith("text/html") and "/static/main.js" in page.text
+    assert page.headers["content-type"].startswith("text/html")
+    assert "/static/main.js" in page.text
     for name, kind in STATIC.items():
         found = client.get(f"/static/{name}")
-        assert found.headers["content-type"].startswith(kind) and len(found.content) > 100
+        assert found.headers["content-type"].startswith(kind)
+        assert len(found.content) > 100
     for path in (
         "/static/LICENSE.lit", "/static/..%2fapp.py", "/static/%2e%2e/app.py", "/static/../../app.py", "/app.py",
         "/static/index.html", "/figure/..%2f..%2fapp.py", "/figure/0", "/etc/passwd", "/api/1/score/../model/x",
@@ -204,7 +209,8 @@ def test_an_answer_comes_in_lines(client):
 )
 def test_bad_questions_are_refused_before_they_wait(client, verb, fields, code):
     response = ask(client, verb, fields)
-    assert response.status_code == code and response.json()["error"]["text"]
+    assert response.status_code == code
+    assert response.json()["error"]["text"]
 
 
 def test_bad_json(client):
@@ -216,7 +222,8 @@ def test_bad_json(client):
 @pytest.mark.parametrize("scope", [{"kind": "semantic", "target": "two words"}, {"kind": "semantic", "target": 10**6}])
 def test_what_the_package_refuses_is_one_sentence(client, scope):
     (line,) = lines(ask(client, "score", {**ABOUT, "scope": scope}))
-    assert line["error"]["kind"] == "ValueError" and "Traceback" not in line["error"]["text"]
+    assert line["error"]["kind"] == "ValueError"
+    assert "Traceback" not in line["error"]["text"]
 
 
 def test_a_figure_is_sandboxed(client):
@@ -271,7 +278,7 @@ def test_who_goes_is_not_answered(client, served, monkeypatch):
         return answered(ask, engine)
 
     monkeypatch.setattr(answers, "answer", answer)
-    url = f"/api/1/{{}}"
+    url = "/api/1/{}"
     headers = {"origin": str(client.base_url).rstrip("/")}
     long = {"prompt": CASE.prompt, "n": 64, "seed": 1, "temperature": 9}
     with client.stream("POST", url.format("generate"), json=long, headers=headers) as first:
@@ -294,5 +301,5 @@ def test_prompts_are_not_logged(client, capfd):
 
 
 def test_a_taken_port(served):
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="in use"):
         ls.serve(ls.demo.load(), served.port, block=False)
