@@ -10,7 +10,7 @@ export const button = (text, click, { off = false, pressed = null, title = nothi
 
 export const select = (label, value, options, change) => html`
   <label>${label}
-    <select @change=${(event) => change(event.target.value)}>
+    <select aria-label=${label} @change=${(event) => change(event.target.value)}>
       ${options.map(([key, text]) => html`<option value=${key} ?selected=${key === String(value)} .selected=${key === String(value)}>${text}</option>`)}
     </select>
   </label>
@@ -18,7 +18,7 @@ export const select = (label, value, options, change) => html`
 
 export const field = (label, value, min, max, step, change) => html`
   <label>${label}
-    <input type="number" min=${min} max=${max} step=${step} .value=${String(value)}
+    <input type="number" aria-label=${label} min=${min} max=${max} step=${step} .value=${String(value)}
       @change=${(event) => event.target.reportValidity() && change(Number(event.target.value))}>
   </label>
 `;
