@@ -100,7 +100,7 @@ LEVELS = (
     ("demo/pointing", "demo/train"),
     ("demo/evaluate",),
     ("commands", "commands/prompts", "commands/tables", "commands/terminal"),
-    ("commands/bench",),
+    ("commands/bench", "commands/live"),
     ("commands/main",),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

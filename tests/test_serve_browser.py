@@ -400,9 +400,7 @@ def test_hostile_tokens_stay_text(visit, model):
                   "targets": [target], "units": "norm"},
     }  # fmt: skip
     for verb, answer in answers.items():
-        page.route(
-            f"**/api/1/{verb}", partial(replied, answer)
-        )
+        page.route(f"**/api/1/{verb}", partial(replied, answer))
     run(page, "anything")
     page.locator(".likely").nth(3).wait_for()
     assert page.locator("#page script, #page img, #page iframe").count() == 0

@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -304,3 +307,19 @@ def test_prompts_are_not_logged(client, capfd):
 def test_a_taken_port(served):
     with pytest.raises(OSError, match="in use"):
         ls.serve(ls.demo.load(), served.port, block=False)
+
+
+def test_from_a_shell():
+    """The command prints the address, serves, and ends at Ctrl-C; without the extra, one line."""
+    code = "from lens_scopes.commands.main import main; main()"
+    command = [sys.executable, "-u", "-c", code, "serve"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        address = running.stdout.readline().split()[-1]
+        with httpx.Client(follow_redirects=True) as client:
+            assert "lens_scopes" in client.get(address).text
+        running.send_signal(signal.SIGINT)
+        assert running.wait(20) == 0
+    without = f"import sys; sys.modules['uvicorn'] = None; {code}"
+    done = subprocess.run([sys.executable, "-c", without, "serve"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert 'pip install "lens-scopes[serve]"' in done.stderr.strip().splitlines()[-1]

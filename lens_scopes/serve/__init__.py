@@ -23,7 +23,8 @@ def serve(model: Any, port: Integer = 0, *, block: bool = True) -> "Served":
     Args:
         model: a HookedTransformer or TransformerBridge, in eval mode. It is left as it came after every answer.
         port: where; 0: a free one.
-        block: wait for Ctrl-C; False: go on, as in a notebook, and stop by ``close()`` of what is returned.
+        block: print the address and wait for Ctrl-C; False: go on, as in a notebook, and stop by ``close()`` of what is
+            returned.
 
     Returns:
         The server: its ``address``, with the token that opens the page, and ``close()``.
@@ -46,6 +47,8 @@ def serve(model: Any, port: Integer = 0, *, block: bool = True) -> "Served":
         raise ImportError(msg) from error
     served = Served(Session(model), port)
     if block:
+        sys.stdout.write(f"The page is at {served.address}\n")
+        sys.stdout.flush()
         served.wait()
     return served
 

@@ -1,7 +1,6 @@
 """A server on the loopback interface, in a thread of its own."""
 
 import socket
-import sys
 import threading
 import time
 from typing import Any
@@ -55,9 +54,7 @@ class Served:
         self._server.run([self._socket])
 
     def wait(self) -> None:
-        """Print the address, and go on until Ctrl-C."""
-        sys.stdout.write(f"lens_scopes is at {self.address}\n(on this machine only; Ctrl-C to stop)\n")
-        sys.stdout.flush()
+        """Go on until Ctrl-C, and close."""
         try:
             while self._thread.is_alive():
                 self._thread.join(0.2)
