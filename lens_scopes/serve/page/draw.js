@@ -34,7 +34,7 @@ export function number(value) {
   return String(Number(text)).length <= text.length ? String(Number(text)) : text;
 }
 
-export const percent = (share) => (share === null || !isFinite(share) ? "–" : `${Number((100 * share).toPrecision(3))} %`);
+export const percent = (share) => (share === null || !isFinite(share) ? "–" : `${Number((100 * share).toPrecision(3))} %`.replace("-", "−"));
 
 const MARKS = { "\n": "↵", "\r": "␍", "\t": "⇥" };
 // Characters that reorder or hide what stands around them.

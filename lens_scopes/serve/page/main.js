@@ -89,7 +89,8 @@ async function score(go) {
   const grid = act.grid();
   const known = state.cell && state.cell.row < grid.values.length && state.cell.column < grid.columns.length;
   if (!known) {
-    const line = grid.values[0].map((value) => Math.abs(value ?? 0));
+    // Position 0 is often a sink, and never says why.
+    const line = grid.values[0].map((value, i) => (grid.positions[i] ? Math.abs(value ?? 0) : 0));
     state.cell = { row: 0, column: line.indexOf(Math.max(...line)) };
   }
   say(`${state.score.title}: ${grid.values.length} rows by ${grid.columns.length} tokens`);

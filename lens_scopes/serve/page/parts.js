@@ -92,7 +92,7 @@ function legend(grid, ends, id, one) {
   const [low, high] = ends ? [grid.signed ? "−[…]" : "0", "[…]"] : [grid.signed ? `−${number(end)}` : "0", number(end)];
   return html`<p class="legend" id=${`${id}-scale`}>
     ${low} ${steps.map((step) => html`<span class="step" .style=${painted(step, 1)}></span>`)} ${high}
-    <span class="quiet">${grid.unit}${ends ? "; each row on its own scale, its end in brackets" : ""}${grid.note ? `; ${grid.note}` : ""}</span></p>`;
+    <span class="quiet">${grid.unit}${ends ? "; each row on its own scale, its end in brackets" : ""}${grid.values.some((line) => line.includes(null)) ? "; grey: not measured" : ""}${grid.note ? `; ${grid.note}` : ""}</span></p>`;
 }
 
 export const signed = (value) => `${value > 0 ? "+" : ""}${number(value)}`.replace("-", "−");
