@@ -1,4 +1,4 @@
-"""The picture of the live page: ``python docs/serve_picture.py [MODEL DIRECTORY]`` writes docs/serve.png (needs Chromium)."""
+"""The picture of the live page: ``python docs/serve_picture.py [DIRECTORY]`` writes docs/serve.png (needs Chromium)."""
 
 import shutil
 import sys

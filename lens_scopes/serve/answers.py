@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from lens_scopes.views.scores import scores_views
 LISTED, MOST_DRAWN = 20, 64
 
 
+@runtime_checkable
 class Engine(Protocol):
     """What an answer is made with."""
 
