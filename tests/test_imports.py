@@ -39,7 +39,7 @@ LEVELS = (
         "views/circuits",
         "views/naming",
     ),
-    ("results/averages", "scopes/quantity"),
+    ("results/averages", "results/prediction", "scopes/quantity"),
     (
         "scopes/continuation",
         "scopes/direction",
@@ -72,7 +72,8 @@ LEVELS = (
     ("check",),
     ("patching/pair", "patching/contract"),
     ("patching/metric", "patching/compare", "patching/activations", "patching/places"),
-    ("patching/predict", "patching/value"),
+    ("patching/path", "patching/value"),
+    ("patching/predict",),
     ("patching/ablate", "patching/measure"),
     ("patching",),
     ("evaluate/protocol", "evaluate/intervals", "evaluate/journal"),

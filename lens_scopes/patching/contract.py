@@ -32,6 +32,15 @@ def contract(run: Trace, made: Sequence[Cotangents], change: Mapping[str, Tensor
     }
 
 
+def gradients(run: Trace, made: Sequence[Cotangents]) -> dict[str, Tensor]:
+    """√w J_tᵀv of the one cotangent of each prompt of the run: by site, [batch, pos(, head), d]."""
+    ((_, found),) = pull_back(run, Rows.of([[one] for one in made]), made[0].site)
+    weights = torch.cat([one.root_weights() for one in made])
+    return {
+        name: wide(rows[0]) * weights.to(wide(rows)).reshape(-1, *[1] * (rows.ndim - 2)) for name, rows in found.items()
+    }
+
+
 def wide(x: Tensor) -> Tensor:
     """Half precision is contracted in float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -70,9 +70,9 @@ class Pair:
         """The same with the scope's tokens fixed to what they are on the clean run."""
         return replace(self, asked=self.asked.resolved(clean))
 
-    def trace(self, tokens: Int[Tensor, " pos"], names: Sequence[str]) -> Trace:
+    def trace(self, tokens: Int[Tensor, " pos"], names: Sequence[str], freeze: Sequence[str] = ()) -> Trace:
         """One of the prompts with the sites open, and the site that the scope reads."""
-        return trace(self.host, tokens[None], [*names, *self.inner(names)], self.positions)
+        return trace(self.host, tokens[None], [*names, *self.inner(names)], self.positions, freeze)
 
     def inner(self, names: Sequence[str]) -> list[str]:
         """The site that the scope reads, if it is an inner one that is not among the names."""

@@ -136,7 +136,7 @@ class Meta(TypedDict, total=False):
     notes: list[Note]
     """By position, what the scope says about its cotangents."""
     method: str
-    """Flow: how tangents were pushed forward."""
+    """Flow: how tangents were pushed forward. Predicted effects: "gradient", "path", "two-scale" or "fixed"."""
     residual_inside_heads: float
     """Flow: the largest violation of a law inside heads."""
     edge_heads: list[list[int]]
@@ -171,7 +171,9 @@ class Meta(TypedDict, total=False):
     """What the scope measures on the "clean" and the "corrupted" prompt, or on the one that is cut, "run"; None where
     it is no number."""
     steps: int
-    """Points of the path of integration."""
+    """Midpoints ("fixed") or intervals of the path, where a number was asked for."""
+    points: int
+    """Points of the path at which there are gradients."""
     gap: float
     """What those points missed of the metric's difference."""
     measured: int
