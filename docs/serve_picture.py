@@ -20,7 +20,7 @@ def main() -> None:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--headless", "--no-sandbox"]
         )
-        page = browser.new_page(viewport={"width": 1000, "height": 900}, color_scheme="light", device_scale_factor=1.5)
+        page = browser.new_page(viewport={"width": 1000, "height": 900}, color_scheme="light")
         page.set_default_timeout(120_000)
         page.goto(served.address)
 

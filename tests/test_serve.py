@@ -176,6 +176,22 @@ def test_a_result_is_kept_whatever_is_shown_of_it(session, monkeypatch):
     assert len(session.ask(read("score", {**ABOUT, "level": "word", "first": "hide"}))["grids"]) == 1
 
 
+def test_what_is_kept_is_of_the_model_as_it_is(session, model):
+    weight = model.blocks[1].mlp.out.original_component.weight
+    before = numbers(session.ask(read("score", ABOUT)))
+    patched = numbers(session.ask(read("cut", {**PATCH, "site": 2, "pos": 10})))
+    kept = weight.data.clone()
+    weight.data.mul_(1.5)
+    try:
+        changed = numbers(session.ask(read("score", ABOUT)))
+        assert changed == numbers(Session(model).ask(read("score", ABOUT))) != before
+        other = numbers(session.ask(read("cut", {**PATCH, "site": 2, "pos": 10})))
+        assert other != patched
+    finally:
+        weight.data.copy_(kept)
+    assert numbers(session.ask(read("score", ABOUT))) == before
+
+
 def test_twenty_at_a_time_get_what_one_after_the_other_gets(model):
     asked = [("score", {**ABOUT, "position": n % 15, "scope": {"kind": kind}}) for n, kind in
              zip(range(20), ["semantic", "entropy", "temperature", "semantic"] * 5, strict=True)]  # fmt: skip

@@ -170,6 +170,11 @@ def test_the_map_has_the_colours_and_names_of_every_other_drawing(visit, model, 
     names = page.locator("#map .rows > div").all_inner_texts()
     assert [name.split(" [")[0] for name in names] == list(grid.rows)
     assert [float(name.split("[")[1][:-1]) for name in names] == pytest.approx(list(grid.ends), rel=6e-3)
+    # Each name stands beside its row.
+    box = page.locator("#map canvas").bounding_box()
+    for row, one in enumerate(page.locator("#map .rows > div").all()):
+        own = one.bounding_box()
+        assert own["y"] + own["height"] / 2 == pytest.approx(box["y"] + box["height"] * (row + 0.5) / 5, abs=2)
     # The list is the map's equal: the same numbers, the largest first.
     place(page, 1, 3)
     listed = [row.split("\t") for row in page.locator("#scores table").first.locator("tbody tr").all_inner_texts()]

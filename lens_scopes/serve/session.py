@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lens_scopes.host import Host
+from lens_scopes.host.fingerprint import fingerprint
 from lens_scopes.host.undo import guarded
 from lens_scopes.serve import answers
 from lens_scopes.serve.asks import Ask
@@ -87,6 +88,7 @@ class Session:
         self._results: OrderedDict[str, Any] = OrderedDict()
         self._pair: tuple[Any, dict[str, Any]] = (None, {})
         self._jobs: set[Job] = set()
+        self._made_by = ""
 
     def ask(self, ask: Ask, say: Say = lambda _: None) -> dict[str, Any]:
         """The answer, when it is there.
@@ -132,10 +134,19 @@ class Session:
 
     @guarded
     def _answer(self, ask: Ask, job: Job) -> dict[str, Any]:
+        self._forget_another_model()
         engine = Engine(self, job)
         beats = [(STREAM["resid_post"].format(layer), engine.beat) for layer in range(self.host.n_layers)]
         with self.host.hooks(beats):
             return answers.answer(ask, engine)
+
+    def _forget_another_model(self) -> None:
+        """What is kept is of the model as it was: a notebook may have changed its weights or hooks since."""
+        with self.host.alone():
+            now = fingerprint(self.host)
+        if now != self._made_by:
+            self._made_by, self._pair = now, (None, {})
+            self._results.clear()
 
     def result(self, call: Call) -> Any:
         """What a call gives, or gave before; of measuring, with the activations of the last pair."""

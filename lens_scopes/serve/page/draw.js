@@ -27,11 +27,12 @@ export function painted(value, end) {
 
 export const endOf = (grid, row) => (grid.ends.length ? grid.ends[row] : grid.largest);
 
-/** Three significant digits. */
+/** Three significant digits, with a minus that can be seen. */
 export function number(value) {
   if (value === null || value === undefined) return "–";
   const text = value.toPrecision(3);
-  return String(Number(text)).length <= text.length ? String(Number(text)) : text;
+  const short = String(Number(text)).length <= text.length ? String(Number(text)) : text;
+  return short.replace(/^-/, "−");
 }
 
 export const percent = (share) => (share === null || !isFinite(share) ? "–" : `${Number((100 * share).toPrecision(3))} %`.replace("-", "−"));
@@ -102,7 +103,7 @@ export function drawMap(canvas, grid, cell, height) {
       if (roomy && value !== null && Math.abs(value) >= 0.005 * endOf(grid, row)) {
         pen.fillStyle = ink(rgb);
         // A mark beside the colour: minus is said in words too.
-        pen.fillText(number(value).replace("-", "−"), (edge(i) + edge(i + 1)) / 2, (top + bottom) / 2);
+        pen.fillText(number(value), (edge(i) + edge(i + 1)) / 2, (top + bottom) / 2);
       }
     });
   });

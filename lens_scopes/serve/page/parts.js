@@ -62,7 +62,7 @@ export function mapOf(grid, cell, { label, choose, enter, one = false, id }) {
   return html`
     <div class="map" id=${id}>
       <div class="rows" .style=${`line-height:${height}px`} aria-hidden="true">
-        ${grid.rows.map((row, i) => html`<div class=${cell?.row === i ? "here" : ""}>${row}${ends ? html` <small>[${number(ends[i])}]</small>` : nothing}</div>`)}
+        ${grid.rows.map((row, i) => html`<div class=${cell?.row === i ? "here" : ""} .style=${`height:${height}px`}>${row}${ends ? html` <small>[${number(ends[i])}]</small>` : nothing}</div>`)}
       </div>
       <div class="drawing">
         <canvas tabindex="0" role="application" aria-roledescription="map" aria-label=${`${label}: ${rows} rows by ${grid.columns.length} columns; arrow keys move`}
@@ -95,7 +95,7 @@ function legend(grid, ends, id, one) {
     <span class="quiet">${grid.unit}${ends ? "; each row on its own scale, its end in brackets" : ""}${grid.values.some((line) => line.includes(null)) ? "; grey: not measured" : ""}${grid.note ? `; ${grid.note}` : ""}</span></p>`;
 }
 
-export const signed = (value) => `${value > 0 ? "+" : ""}${number(value)}`.replace("-", "−");
+export const signed = (value) => `${value > 0 ? "+" : ""}${number(value)}`;
 
 export function scatter(pairs) {
   const end = Math.max(...pairs.flat().map(Math.abs)) || 1;

@@ -247,7 +247,7 @@ function topList(grid, { row, column }, act) {
         return html`<tr class=${i === column ? "here" : ""}>
           <th scope="row"><button type="button" class="plain" aria-pressed=${String(i === column)} @click=${() => act.choose({ row, column: i })}><span class="quiet">${around(i - 3, i)}</span><bdi .style=${painted(line[i], endOf(grid, row))}>${named(grid.columns[i])}</bdi><span class="quiet">${around(i + 1, i + 4)}</span></button></th>
           <td>${grid.positions[i] ?? ""}</td><td>${number(line[i])}</td><td>${percent(Math.abs(line[i]) / sums[row])}</td>
-          ${grid.rows.length > 1 ? html`<td>${grid.rows[shares.indexOf(most)]}</td><td aria-hidden="true">${shares.map((s) => BLOCKS[Math.min(7, Math.floor((8 * s) / (most || 1)))]).join("")}</td>` : nothing}</tr>`;
+          ${grid.rows.length > 1 ? html`<td>${grid.rows[shares.indexOf(most)]}</td><td class="steps" aria-hidden="true">${shares.map((s) => BLOCKS[Math.min(7, Math.floor((8 * s) / (most || 1)))]).join("")}</td>` : nothing}</tr>`;
       })}</tbody></table></div>`;
 }
 
