@@ -88,6 +88,12 @@ class Continuation:
         else:
             vectors, log_p = log_prob_gradients(states, ids)
             notes["value"] = float(log_p.sum())
+            if not vectors.any():
+                msg = (
+                    "Continuation: every token is certain (1 − p is 0 in float32): log p cannot move; write "
+                    "kind='logit'"
+                )
+                raise ValueError(msg)
         return Cotangents(vectors[None], notes=notes)
 
     def __call__(self, state: FinalState) -> Cotangents:
