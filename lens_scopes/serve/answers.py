@@ -1,6 +1,5 @@
 """From results to what goes over the wire: JSON-like, tables as they are drawn everywhere else."""
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -126,7 +125,7 @@ def _edges(ask: asks.Edges, engine: Engine) -> dict[str, Any]:
             for e in strongest_edges(flow, ask.most)
             if e.influence
         ],
-        "figure": figure_key(ask.call()) if flow.position < MOST_DRAWN else None,
+        "figure": ask.call().key if flow.position < MOST_DRAWN else None,
     }
 
 
@@ -258,8 +257,3 @@ def grid_of(grid: Grid) -> dict[str, Any]:
 def number(value: float) -> float | None:
     """A number as JSON has it, with all digits of float32; null where there is none."""
     return float(f"{value:.9g}") if math.isfinite(value) else None
-
-
-def figure_key(call: Call) -> str:
-    """Under what a result and its picture are found."""
-    return hashlib.sha256(call.source().encode()).hexdigest()[:24]

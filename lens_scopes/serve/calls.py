@@ -1,5 +1,6 @@
 """A call of the package as data: it can be run and written down as Python, so that page and recipe cannot differ."""
 
+import hashlib
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -42,6 +43,11 @@ class Call:
     prompts: tuple[Prompt, ...]
     scope: Any
     options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Under what its result is kept, and found by a browser."""
+        return hashlib.sha256(self.source().encode()).hexdigest()[:24]
 
     def run(self, model: Any, **more: Any) -> Any:
         """Its result."""

@@ -53,8 +53,8 @@ def recipe(asks: Sequence[Ask], host: Host, result: Callable[[Call], Any]) -> st
             lines.append(call.source("cache=cache" if measuring else ""))
     body = "\n".join(line if line.startswith("cache") else f"answers.append({line})" for line in lines)
     helpers = (_MASK if "mask(" in body else "") + (_NEXT if "next_tokens(" in body else "")
-    name = str(getattr(host.cfg, "model_name", None) or "the model's name or directory")
-    loading = "ls.demo.load()" if _is_demo(host) else f"ls.load({name!r})"
+    where = _where(host)
+    loading = "ls.demo.load()" if where == str(ls.demo.MODEL_DIR) else f"ls.load({where!r})"
     versions = f"lens_scopes {ls.__version__}, {host.name} as {type(host.model).__name__}, {host.dtype}"
     return (
         f'"""What the page of lens_scopes asked ({versions})."""\n\n'
@@ -63,5 +63,7 @@ def recipe(asks: Sequence[Ask], host: Host, result: Callable[[Call], Any]) -> st
     )
 
 
-def _is_demo(host: Host) -> bool:
-    return str(ls.demo.MODEL_DIR).rstrip("/").rsplit("/", 1)[-1] == host.name or host.name == ls.demo.__name__
+def _where(host: Host) -> str:
+    """The directory that the model came from, where its tokenizer still knows; else its name."""
+    directory = str(getattr(host.tokenizer, "name_or_path", None) or "")
+    return directory if directory.rstrip("/").endswith(f"/{host.name}") else str(host.cfg.model_name)

@@ -150,7 +150,7 @@ class Session:
 
     def result(self, call: Call) -> Any:
         """What a call gives, or gave before; of measuring, with the activations of the last pair."""
-        key = answers.figure_key(call)
+        key = call.key
         if key in self._results:
             self._results.move_to_end(key)
             return self._results[key]
