@@ -31,6 +31,9 @@ def sent(method, path, headers, query=b""):
     """What the guard answers: the code, the headers, whether what it guards was reached."""
     reached, out = [], []
 
+    async def receive():
+        return {"type": "http.disconnect"}
+
     async def app(scope, receive, send):
         reached.append(scope["path"])
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
@@ -41,7 +44,7 @@ def sent(method, path, headers, query=b""):
 
     raw = [(k.encode(), v.encode()) for k, v in (headers.items() if isinstance(headers, dict) else headers)]
     scope = {"type": "http", "method": method, "path": path, "query_string": query, "headers": raw}
-    asyncio.run(Guard(app, TOKEN)(scope, None, send))
+    asyncio.run(Guard(app, TOKEN)(scope, receive, send))
     answered = {k.decode(): v.decode() for k, v in out[0]["headers"]}
     return out[0]["status"], answered, bool(reached)
 
@@ -142,7 +145,11 @@ def test_nothing_but_http():
         out.append(message)
 
     scope = {"type": "websocket", "path": "/", "query_string": b"", "headers": []}
-    asyncio.run(Guard(None, TOKEN)(scope, None, send))
+
+    async def app(scope, receive, send):
+        raise AssertionError("reached")
+
+    asyncio.run(Guard(app, TOKEN)(scope, app, send))
     assert out[0]["status"] == 403
 
 
