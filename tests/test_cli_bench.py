@@ -98,6 +98,7 @@ def test_compare_writes_a_comparison(tmp_path):
     assert "://" not in (tmp_path / "comparison.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.filterwarnings("ignore:.*points of the path miss")
 def test_compare_along_a_path_says_what_the_points_missed():
     prompts, options = ("The cat sat", "The dog sat"), ("--model", tiny.directory("gpt2"), "--sites", "z")
     stdout = call("compare", *prompts, *options, "--method", "fixed", "--steps", 3).stdout

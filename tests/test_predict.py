@@ -201,8 +201,10 @@ def test_a_prediction_is_kept_like_any_scores(backend, tmp_path):
         assert type(difference) is ls.Scores
     assert_close((found - measured).values, found.values - measured.values, 1e-12)
     assert repr(found).startswith("Prediction(site=2, pos=7, head=4; ")
-    assert "predicted effects of patches" in found._repr_html_()
-    assert "predicted effects of patches" in ls.report([found], tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "predicted effects of patches (two-scale)" in found._repr_html_()
+    assert "predicted effects of patches (two-scale)" in ls.report([found], tmp_path / "r.html").read_text(
+        encoding="utf-8"
+    )
     with pytest.raises(ValueError, match="estimates are shaped like the values"):
         patching.Prediction(
             found.values, found.dims, found.coords, found.tokens, found.meta, None, {"path": torch.zeros(2)}
