@@ -75,6 +75,7 @@ LEVELS = (
     ("patching/path", "patching/value"),
     ("patching/predict",),
     ("patching/ablate", "patching/measure"),
+    ("patching/screen",),
     ("patching",),
     ("evaluate/protocol", "evaluate/intervals", "evaluate/journal"),
     ("evaluate/ablation", "evaluate/methods"),

@@ -394,8 +394,10 @@ def test_comparison_saves_shows_and_plots(tmp_path):
     assert drawn.get_xlabel() == "predicted effect"
     torch.testing.assert_close(torch.tensor(drawn.collections[0].get_offsets()[:, 1].tolist()), found._pair[1].float())
     assert re.search(r"predicted [-\d.e]+, measured [-\d.e]+", found._repr_html_())  # on hover, place by place
-    for scores, word in zip(both, ("predicted", "measured"), strict=True):
-        assert f"{word} effects of patches: Fisher(passes=4)" in scores._repr_html_()
+    for scores, what in zip(
+        both, ("predicted effects of patches (gradient)", "measured effects of patches"), strict=True
+    ):
+        assert f"{what}: Fisher(passes=4)" in scores._repr_html_()
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,8 @@ class Comparison:
         """Write to one safetensors file with a JSON header, whole or not at all."""
         tensors = {"predicted": self.predicted.values, "measured": self.measured.values}
         tensors |= {name: one for name, one in self.predicted._tensors().items() if name != "values"}
-        tensors |= {f"order.{i}": order for i, order in enumerate(self.orders.values())}
+        # Copies: an order may be the prediction itself, and a file holds each memory once.
+        tensors |= {f"order.{i}": order.clone() for i, order in enumerate(self.orders.values())}
         m = self.measured
         header = {
             "dims": m.dims,

@@ -157,7 +157,7 @@ def _refuse_request(method: Any, tol: Any, steps: int | None, freeze: Sequence[A
     if method is not None and method not in get_args(Method):
         msg = f"method is one of {', '.join(get_args(Method))}, got {shown(method)}; write method='two-scale'"
         raise ValueError(msg)
-    if not isinstance(tol, int | float) or not 0 < tol < math.inf:
+    if isinstance(tol, bool) or not isinstance(tol, int | float) or not 0 < tol < math.inf:
         msg = f"tol is a share of the metric's difference, above 0, got {shown(tol)}; write tol=0.01"
         raise ValueError(msg)
     if freeze and method not in (None, "gradient"):
