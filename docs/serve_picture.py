@@ -12,7 +12,7 @@ MODEL = Path(sys.argv[1] if len(sys.argv) > 1 else "~/.cache/lens_scopes/gemma3-
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 OTHER = PROMPT.replace("John gave", "Mary gave")
 #: Where the second prompt is patched in, as row and position of the map.
-PLACES = ((4, 10), (9, 10), (14, 14))
+PLACES = ((9, 10), (14, 14))
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
             executable_path=shutil.which("chromium"), args=["--headless", "--no-sandbox"]
         )
         page = browser.new_page(viewport={"width": 1000, "height": 900}, color_scheme="light")
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(600_000)
         page.goto(served.address)
 
         def idle() -> None:
