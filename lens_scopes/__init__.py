@@ -19,7 +19,7 @@ from lens_scopes.views.report import report
 from lens_scopes.views.show import Shown, show
 
 if TYPE_CHECKING:
-    from lens_scopes import demo, evaluate, patching
+    from lens_scopes import corpus, demo, evaluate, patching
 
 __version__ = "0.1.0"
 
@@ -39,6 +39,7 @@ __all__ = [
     "Shown",
     "Temperature",
     "Text",
+    "corpus",
     "demo",
     "evaluate",
     "flow",
@@ -58,7 +59,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Namespaces are imported when they are first used: whoever only scores does not wait for them."""
-    if name in ("demo", "evaluate", "patching"):
+    if name in ("corpus", "demo", "evaluate", "patching"):
         return import_module(f"lens_scopes.{name}")
     msg = f"module 'lens_scopes' has no attribute {name!r}"
     raise AttributeError(msg)

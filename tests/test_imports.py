@@ -70,6 +70,12 @@ LEVELS = (
     ("calculus/paths",),
     ("score", "flow", "jacobian"),
     ("check",),
+    ("corpus/parts", "corpus/queries", "corpus/rows"),
+    ("corpus/attended", "corpus/plan"),
+    ("corpus/means", "corpus/worker"),
+    ("corpus/read",),
+    ("corpus/driver",),
+    ("corpus",),
     ("patching/pair",),
     ("patching/metric", "patching/compare", "patching/activations", "patching/places"),
     ("patching/predict",),
@@ -106,7 +112,7 @@ NAMESPACES = {("", "demo")}
 #: Not before they are needed.
 HEAVY = {
     "transformer_lens", "transformers", "circuitsvis", "matplotlib", "plotly", "pandas", "scipy", "ray", "pyarrow",
-    "xarray",
+    "duckdb", "xarray",
 }  # fmt: skip
 #: Loaded by name when somebody asks for that kind of drawing, or as programs of their own.
 AT_ONCE = ("plot/with_", "demo", "commands")
@@ -304,8 +310,8 @@ def test_importing_the_package_imports_neither_host_nor_plotting():
 
 def test_namespaces_wait_until_they_are_used():
     code = "import sys, lens_scopes as ls; print(*(n for n in sys.modules if n in {modules}), ls.{one}.__name__)"
-    modules = {f"lens_scopes.{name}" for name in ("demo", "evaluate", "patching")}
-    for one in ("demo", "evaluate", "patching"):
+    modules = {f"lens_scopes.{name}" for name in ("corpus", "demo", "evaluate", "patching")}
+    for one in ("corpus", "demo", "evaluate", "patching"):
         assert run(code.format(modules=modules, one=one)) == f"lens_scopes.{one}"
 
 
