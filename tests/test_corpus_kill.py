@@ -114,7 +114,7 @@ def test_ctrl_c_finishes_the_unit_in_work(uninterrupted, tmp_path):
     assert process.returncode != 0
     assert "the unit in work is finished first" in output
     assert "the same call goes on from here" in output
-    assert 0 < written(tmp_path)
+    assert written(tmp_path) > 0
     assert ls.corpus.open(tmp_path).todo > 0
     code, output = finish(path, tmp_path)
     assert code == 0, output

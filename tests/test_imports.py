@@ -73,7 +73,7 @@ LEVELS = (
     ("corpus/parts", "corpus/queries", "corpus/rows"),
     ("corpus/attended", "corpus/plan"),
     ("corpus/means", "corpus/worker"),
-    ("corpus/read",),
+    ("corpus/ray_pool", "corpus/read"),
     ("corpus/driver",),
     ("corpus",),
     ("patching/pair",),
@@ -97,7 +97,7 @@ LEVELS = (
     ("demo/pointing", "demo/train"),
     ("demo/evaluate",),
     ("commands", "commands/prompts", "commands/tables", "commands/terminal"),
-    ("commands/bench",),
+    ("commands/bench", "commands/corpus"),
     ("commands/main",),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -1,12 +1,14 @@
 """A run: what is planned and not yet done, unit by unit, in this process or in several."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from lens_scopes.corpus import parts
 from lens_scopes.corpus.attended import Done, alone_in, bar, between_units
 from lens_scopes.corpus.plan import RUN, Plan, digest_of_rows
+from lens_scopes.corpus.ray_pool import answered, refuse_without_ray
 from lens_scopes.corpus.read import Corpus, open
 from lens_scopes.corpus.rows import Row, rows_of
 from lens_scopes.corpus.worker import Model, OnError, Question, Worker, function_of, identity, is_loaded, model_of
@@ -78,6 +80,8 @@ def run(
     """
     workers, unit_tokens = integer(workers, "workers", 0), integer(unit_tokens, "unit_tokens", 1)
     _refuse(model, scope, along, on_error, workers)
+    if workers:
+        refuse_without_ray()
     rows, loaded = rows_of(prompts), model_of(model)
     host = Host(loaded)
     refuse_dropout(loaded)
@@ -94,8 +98,13 @@ def run(
         before = sum(len(units[unit]) for unit in finished)
         with bar(len(plan), before) as (count, say), between_units(say) as pause:
             work = Worker(loaded, question, out, plan.digest, on_error)
-            for table in todo.values():
-                count(Done.of(work(table)))
+            if workers:
+                del loaded, host
+                results = answered(replace(work, model=None), model, todo, workers)
+            else:
+                results = (Done.of(work(table)) for table in todo.values())
+            for done in results:
+                count(done)
                 pause()
     return open(out)
 

@@ -112,7 +112,8 @@ def _meta(plan: Plan) -> Meta:
     """The facts in which all results agree."""
     question = plan.question
     scope = question["scope"]
-    if any({"target", "versus"} & Row.of_json(text).keys() for text in plan.table["asked"].to_pylist()):
+    own = {"target", "versus"} & scope.get("fields", {}).keys()
+    if any(own & Row.of_json(text).keys() for text in plan.table["asked"].to_pylist()):
         scope = {"kind": scope["kind"], "fields": {}, "text": f"{scope['kind']} of each prompt's own target"}
     kept = {key: question[key] for key in ("model", "host", "dtype", "along", "versions")}
     return {"scope": scope, **kept}  # pyright: ignore[reportReturnType]

@@ -189,12 +189,9 @@ def done(out: Path, planned: Mapping[int, int], digest: str) -> set[int]:
 
 def clear(out: Path) -> None:
     """Delete what an interrupted run left half-written. Only for whoever holds the folder's lock."""
-    for path in _temporary(out):
-        path.unlink(missing_ok=True)
-
-
-def _temporary(out: Path) -> Iterator[Path]:
-    return (out / FOLDER).glob(".part-*.parquet.*")
+    for path in (out / FOLDER).iterdir():
+        if not path.match("part-*.parquet"):
+            path.unlink(missing_ok=True)
 
 
 def _flat(values: Tensor | None) -> Any:

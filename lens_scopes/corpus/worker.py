@@ -69,7 +69,7 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class Worker:
-    """A model that answers units of a run."""
+    """A model that answers units of a run; None where it is yet to be loaded."""
 
     model: Any
     question: Question
@@ -77,9 +77,9 @@ class Worker:
     digest: str
     on_error: OnError = "record"
 
-    def __call__(self, planned: "pa.Table") -> list[Answer]:
-        """Answer a unit and write its part."""
-        answers = self.answers(planned)
+    def __call__(self, planned: "pa.Table", alone: Callable[[int], bool] | None = None) -> list[Answer]:
+        """Answer a unit and write its part; ``alone``: see ``answers``."""
+        answers = self.answers(planned, alone)
         parts.write(self.out, planned, answers, self.question.sites, self.digest)
         return answers
 
