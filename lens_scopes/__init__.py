@@ -3,7 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lens_scopes.calculus.memory import memory_budget
+from lens_scopes.calculus.budget import memory_budget
+from lens_scopes.calculus.estimate import Estimate, estimate
 from lens_scopes.flow import flow
 from lens_scopes.host import generate, join, load
 from lens_scopes.jacobian import Jacobian, jacobian
@@ -28,6 +29,7 @@ __all__ = [
     "Cotangents",
     "Direction",
     "Entropy",
+    "Estimate",
     "FinalState",
     "Fisher",
     "Flow",
@@ -41,6 +43,7 @@ __all__ = [
     "Text",
     "corpus",
     "demo",
+    "estimate",
     "evaluate",
     "flow",
     "generate",

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,8 +28,9 @@ if TYPE_CHECKING:
 
 # What Ray keeps in shared memory: numbers of units and counts.
 _STORE = 200 * 2**20
-# After so many deaths a unit runs prompt by prompt, and a prompt that does it alone is recorded.
+# After so many deaths of workers a unit runs prompt by prompt, and a prompt is recorded as what kills them.
 _DEATHS = 2
+_WHOLE = -1
 
 
 def refuse_without_ray() -> None:
@@ -58,31 +58,34 @@ def answered(work: Worker, model: Model, todo: Mapping[int, "pa.Table"], workers
 
     Raises:
         ValueError: more workers than processors.
-        RuntimeError: a worker cannot start, or cannot write; or a unit kills every worker.
+        RuntimeError: a worker cannot start, or cannot write.
 
     """
-    left, work = set(todo), replace(work, out=work.out.resolve())
+    if not todo:
+        return
     with _started(workers) as resources:
-        for turn in range(2 + max(map(len, todo.values()), default=0)):
-            if not left:
-                return
-            for done in _turn(work, model, left, resources, workers, alone=turn > 0):
-                if done["stopped"]:
-                    raise RuntimeError(done["stopped"])
-                left.discard(done["unit"])
-                yield Done(done["prompts"], done["failed"], done["tokens"])
-    if left:
-        msg = f"the units {sorted(left)} kill every worker; ls.corpus.run(..., workers=0) shows why"
-        raise RuntimeError(msg)
+        import ray.data
+
+        rows = ray.data.from_items([{"unit": unit} for unit in todo], override_num_blocks=len(todo))
+        given = {"work": replace(work, out=work.out.resolve()), "model": model, "threads": resources["num_cpus"]}
+        pool = ray.data.ActorPoolStrategy(size=workers)
+        # Ray starts an actor again that has died, and gives its unit to one that lives.
+        found = rows.map_batches(Actor, batch_size=1, fn_constructor_kwargs=given, compute=pool, **resources)
+        for done in found.iter_rows():
+            if done["stopped"]:
+                raise RuntimeError(done["stopped"])
+            yield Done(done["prompts"], done["failed"], done["tokens"])
 
 
 @contextmanager
-def _started(workers: int) -> Iterator[dict[str, float]]:
+def _started(workers: int) -> Iterator[dict[str, int]]:
     """The user's own Ray, or one for this run; what each actor gets of it."""
-    import ray
+    import ray.data
 
     ours = not ray.is_initialized()
     folder = tempfile.mkdtemp(prefix="ray-") if ours else None
+    context = ray.data.DataContext.get_current()
+    bars, context.enable_progress_bars = context.enable_progress_bars, False  # the run has its own
     try:
         if ours:
             os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # it reports to its makers otherwise
@@ -99,39 +102,16 @@ def _started(workers: int) -> Iterator[dict[str, float]]:
             found["num_gpus"] = 1
         yield found
     finally:
+        context.enable_progress_bars = bars
         if ours:
             ray.shutdown()
             shutil.rmtree(folder or "", ignore_errors=True)
 
 
-def _turn(
-    work: Worker, model: Model, units: set[int], resources: dict[str, float], workers: int, *, alone: bool
-) -> Iterator[dict[str, Any]]:
-    """Each unit once, or again should it kill its worker; those that do so twice are left out."""
-    import ray
-
-    context = ray.data.DataContext.get_current()
-    changed = {"max_errored_blocks": -1, "enable_progress_bars": False, "print_on_execution_start": False}
-    before = {name: getattr(context, name) for name in changed if hasattr(context, name)}
-    try:
-        for name in before:
-            setattr(context, name, changed[name])
-        rows = ray.data.from_items([{"unit": unit} for unit in sorted(units)], override_num_blocks=len(units))
-        given = {"work": work, "model": model, "threads": int(resources["num_cpus"]), "alone": alone}
-        found = rows.map_batches(
-            Actor, batch_size=1, fn_constructor_kwargs=given, compute=ray.data.ActorPoolStrategy(size=workers),
-            max_restarts=-1, max_task_retries=_DEATHS - 1, **resources,
-        )  # fmt: skip
-        yield from found.iter_rows()
-    finally:
-        for name, value in before.items():
-            setattr(context, name, value)
-
-
 class Actor:
     """A process that answers units with a model of its own."""
 
-    def __init__(self, work: Worker, model: Model, threads: int, alone: bool) -> None:
+    def __init__(self, work: Worker, model: Model, threads: int) -> None:
         """Load the model.
 
         Raises:
@@ -140,7 +120,7 @@ class Actor:
         """
         torch.set_num_threads(threads)
         plan = Plan.read(work.out)
-        self.work, self.alone = replace(work, model=model_of(model)), alone
+        self.work = replace(work, model=model_of(model))
         mine = identity(Host(self.work.model))
         other = [name for name, value in mine.items() if plan.question[name] != value]
         if other:
@@ -153,8 +133,9 @@ class Actor:
         unit = int(batch["unit"][0])
         done, stopped = Done(0, 0, 0), ""
         try:
-            deaths = Deaths(self.work.out / parts.FOLDER / f"deaths-{unit:06d}.json") if self.alone else None
-            done = Done.of(self.work(self.units[unit], deaths))
+            deaths = Deaths(self.work.out / parts.FOLDER / f"deaths-{unit:06d}.json")
+            done = Done.of(self.work(self.units[unit], None if deaths(_WHOLE) else deaths))
+            deaths.path.unlink()
         except Exception as failure:  # Ray would take it for one of the unit's own, and go on
             stopped = f"{type(failure).__name__}: {failure}"
         found = {"unit": unit, "prompts": done.prompts, "failed": done.failed, "tokens": done.tokens}
@@ -162,16 +143,15 @@ class Actor:
 
 
 class Deaths:
-    """Which prompts of a unit were running alone when a worker died, in a file that outlives it."""
+    """What of a unit was running when a worker died, in a file that outlives it: the whole, or a prompt alone."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-        self.at = Counter(known)
+        self.known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
     def __call__(self, n: int) -> bool:
-        """Whether a prompt may run; it is written down as a death before, and taken back with the next one."""
-        if self.at[n] >= _DEATHS:
+        """Whether a prompt may run. It is written down as if it had died, until the next is."""
+        if self.known.count(n) >= _DEATHS:
             return False
-        files.write(self.path, json.dumps([*self.at.elements(), n]))
+        files.write(self.path, json.dumps([*self.known, n]))
         return True
