@@ -59,6 +59,7 @@ def saved(model, ids, **options) -> int:
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_less_is_kept_but_for_freeze_and_hooks_of_the_users(requires_grad):
     model, ids = tiny.fresh_host("deep-llama", tiny.BACKENDS[0]).requires_grad_(requires_grad), tiny.tokens(12)
+    saved(model, ids, freeze=["norm"])  # what is tried once for each model
     whole, frozen = saved(model, ids), saved(model, ids, freeze=["norm"])
     with ls.memory_budget(1):
         assert saved(model, ids) < 0.6 * whole

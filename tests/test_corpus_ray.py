@@ -73,7 +73,9 @@ def deadly(state):
     return ls.Semantic()(state)
 
 
-def test_a_prompt_that_kills_its_worker_is_recorded_and_its_neighbours_are_scored(tmp_path):
+def test_a_prompt_that_kills_its_worker_is_recorded_and_its_neighbours_are_scored(tmp_path, monkeypatch):
+    tests = Path(__file__).resolve().parent
+    monkeypatch.setenv("PYTHONPATH", f"{tests.parent}{os.pathsep}{tests}")
     ids = [[1, 2, 3], [4, 5, 7], [6, 5, 4]]
     spec = {"path": str(tiny.directory("gpt2"))}
     found = ls.corpus.run(spec, ids, deadly, tmp_path, workers=1)

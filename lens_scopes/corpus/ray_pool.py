@@ -5,6 +5,7 @@ an actor computes and writes is what ``Worker`` does in one process; a unit that
 """
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -84,8 +85,10 @@ def _started(workers: int) -> Iterator[dict[str, int]]:
 
     ours = not ray.is_initialized()
     folder = tempfile.mkdtemp(prefix="ray-") if ours else None
-    context = ray.data.DataContext.get_current()
-    bars, context.enable_progress_bars = context.enable_progress_bars, False  # the run has its own
+    context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
+    before = context.enable_progress_bars, logger.level
+    context.enable_progress_bars = False  # the run has its own
+    logger.setLevel(logging.ERROR)
     try:
         if ours:
             os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # it reports to its makers otherwise
@@ -102,7 +105,8 @@ def _started(workers: int) -> Iterator[dict[str, int]]:
             found["num_gpus"] = 1
         yield found
     finally:
-        context.enable_progress_bars = bars
+        context.enable_progress_bars = before[0]
+        logger.setLevel(before[1])
         if ours:
             ray.shutdown()
             shutil.rmtree(folder or "", ignore_errors=True)
