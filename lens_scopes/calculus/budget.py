@@ -6,7 +6,7 @@ from contextvars import ContextVar
 
 import torch
 
-from lens_scopes.calculus.held import PEAK, held_by
+from lens_scopes.calculus.held import held_by
 from lens_scopes.host import Host
 from lens_scopes.results.given import Integer, integer
 
@@ -50,4 +50,4 @@ def outgrows_budget(host: Host, prompts: int, length: int) -> bool:
     most = given()
     if most is None and host.device.type == "cuda":
         most = torch.cuda.mem_get_info(host.device)[0]
-    return most is not None and prompts * PEAK * held_by(host).bytes(length) > most
+    return most is not None and held_by(host).peak(length, prompts) > most

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lens_scopes.calculus.held import PEAK, held_by
+from lens_scopes.calculus.held import held_by
 from lens_scopes.calculus.memory import chunk_bytes
 from lens_scopes.host import Host
 from lens_scopes.host.fitness import refuse_dropout
@@ -12,8 +12,6 @@ from lens_scopes.host.undo import guarded
 from lens_scopes.results.given import Integer, integer
 from lens_scopes.scopes.protocol import Scope, site_of
 
-# As PEAK, of a flow.
-_PEAK_OF_FLOW = 3.2
 # In floors: a further cotangent, and what a flow takes beyond its score, for each cotangent.
 _COTANGENT, _FLOW = 0.4, 1.5
 # A floor, in forward passes.
@@ -84,9 +82,9 @@ def estimate(
     site_of(scope)
     refuse_dropout(model)
     asked, rows, held = host.sites(sites).names, _rows(host, scope), held_by(host)
-    peak = (_PEAK_OF_FLOW if flow else PEAK) * held.bytes(n) + chunk_bytes(host, n, len(asked), rows)
+    peak = held.peak(n, flow=flow) + chunk_bytes(host, n, len(asked), rows)
     floors = 1 + _COTANGENT * (rows - 1) + (_FLOW * rows if flow else 0)
-    return Estimate(1, rows, rows if flow else 0, round(peak), floors, floors * _FORWARDS * held.seconds * n)
+    return Estimate(1, rows, rows if flow else 0, peak, floors, floors * _FORWARDS * held.seconds * n)
 
 
 def _rows(host: Host, scope: Scope) -> int:

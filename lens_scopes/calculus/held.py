@@ -15,8 +15,9 @@ from torch import Tensor
 from lens_scopes.host import Host, run_to_last_residual
 from lens_scopes.sites import EMBED
 
-#: Peak of resident memory over what the graph of a score holds, fitted on two models at 256 and 512 tokens.
-PEAK = 1.7
+# Peak of resident memory over what a graph holds, of a score and of a flow: fitted on two models at 256 and 512
+# tokens. Weights that the host lays out anew are there once.
+_PEAK, _PEAK_OF_FLOW = 1.7, 3.2
 # Tokens of the texts, where the context has room for them.
 _LONGEST = 64
 
@@ -37,6 +38,11 @@ class Held:
     def bytes(self, n_tokens: int) -> int:
         """Of a prompt of this length."""
         return round(self.fixed + self.linear * n_tokens + self.quadratic * n_tokens**2)
+
+    def peak(self, n_tokens: int, prompts: int = 1, *, flow: bool = False) -> int:
+        """The most that is resident above the model while prompts of this length are scored together."""
+        own = self.bytes(n_tokens) - self.fixed
+        return round(self.fixed + (_PEAK_OF_FLOW if flow else _PEAK) * prompts * own)
 
 
 _known: "weakref.WeakKeyDictionary[Any, dict[tuple, Held]]" = weakref.WeakKeyDictionary()

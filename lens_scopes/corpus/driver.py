@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from lens_scopes.calculus.estimate import estimate
 from lens_scopes.corpus import parts
 from lens_scopes.corpus.attended import Done, alone_in, bar, between_units
 from lens_scopes.corpus.plan import RUN, Plan, digest_of_rows
@@ -19,6 +20,12 @@ from lens_scopes.host.undo import guarded
 from lens_scopes.results.given import Integer, integer, shown
 from lens_scopes.results.provenance import versions
 from lens_scopes.scopes.protocol import Scope, site_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Tokens that take no time worth measuring a forward pass for.
+_CHEAP = 2000
 
 
 @guarded
@@ -97,6 +104,7 @@ def run(
         todo = {unit: table for unit, table in units.items() if unit not in finished}
         before = sum(len(units[unit]) for unit in finished)
         with bar(len(plan), before) as (count, say), between_units(say) as pause:
+            say(_cost(host, question, todo, workers))
             work = Worker(loaded, question, out, plan.digest, on_error)
             if workers:
                 del loaded, host
@@ -107,6 +115,20 @@ def run(
                 count(done)
                 pause()
     return open(out)
+
+
+def _cost(host: Host, question: Question, todo: Mapping[int, "pa.Table"], workers: int) -> str:
+    """What is about to be done, and what it takes, in a line."""
+    lengths = [length for table in todo.values() for length in table["length"].to_pylist()]
+    told = f"{len(lengths):,} prompts to do, about {sum(lengths):,} tokens in {len(todo):,} units"
+    weights = sum(p.numel() * p.element_size() for p in host.model.parameters())
+    told += f"; {max(1, workers)} x {weights / 2**20:,.0f} MiB of weights"
+    if sum(lengths) < _CHEAP or isinstance(question.scope, str):
+        return told
+    longest = min(max(lengths), host.n_ctx)
+    one = estimate(host.model, longest, question.scope, sites=question.sites, flow=question.flow)
+    minutes = one.seconds / longest * sum(lengths) / 60 / max(1, workers)
+    return f"{told}; the longest: {one}; about {minutes:.0f} min in all"
 
 
 def _plan(out: Path, rows: Sequence[Row], asked: Mapping[str, Any], unit_tokens: int, resume: bool) -> Plan:
