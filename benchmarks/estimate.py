@@ -3,6 +3,7 @@
 ``python benchmarks/estimate.py``; Gemma 3 270M where it is (``make real``). Linux: the peak is reset before the call.
 """
 
+import ctypes
 import json
 import os
 import subprocess
@@ -45,6 +46,7 @@ def measure(name: str, n: int, scope: str, sites: str | None, flow: bool) -> Non
     call = ls.flow if flow else ls.score
     call(model, list(range(8)), recipe, **options)  # what a first call loads is not the prompt's
     said = ls.estimate(model, n, recipe, sites=sites, flow=flow)
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what loading freed is not there to be used again
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     call(model, [7 * i % 1000 for i in range(n)], recipe, **options)

@@ -39,7 +39,7 @@ LEVELS = (
         "views/circuits",
         "views/naming",
     ),
-    ("results/averages", "scopes/quantity"),
+    ("results/averages", "scopes/quantity", "scopes/twins"),
     (
         "scopes/continuation",
         "scopes/direction",
