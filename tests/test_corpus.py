@@ -108,7 +108,7 @@ def test_a_model_leaves_a_run_with_bad_prompts_as_it_came(model, tmp_path):
         (ls.Semantic(), {"sites": "z"}),
         (ls.Semantic(), {"position": [0, -1]}),
         (ls.Fisher(passes=4), {"sites": ["embed", "blocks.1.hook_resid_post"]}),
-        (ls.Continuation(" cat"), {"sites": "embed"}),
+        (ls.Continuation([264]), {"sites": "embed"}),
     ],
     ids=["norm", "signed", "heads", "positions", "estimate", "continuation"],
 )
