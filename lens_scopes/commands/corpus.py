@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
@@ -82,7 +82,7 @@ def corpus(
         for error in found.errors()[:_LISTED].itertuples():
             say(f"  {error.id}: {error.error_kind}: {markup.visible(error.error, 100)}")
         if found.done > 1:
-            say(*of_profile(found.profile(by, site=site, top=top)))
+            say(*of_profile(found.profile(cast("By", by), site=site, top=top)))
 
 
 def _loads(name: str | None, backend: Backend) -> Any:

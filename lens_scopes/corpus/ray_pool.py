@@ -79,7 +79,7 @@ def answered(work: Worker, model: Model, todo: Mapping[int, "pa.Table"], workers
 
 
 @contextmanager
-def _started(workers: int) -> Iterator[dict[str, int]]:
+def _started(workers: int) -> Iterator[dict[str, Any]]:
     """The user's own Ray, or one for this run; what each actor gets of it."""
     import ray.data
 
@@ -93,14 +93,14 @@ def _started(workers: int) -> Iterator[dict[str, int]]:
         if ours:
             os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # it reports to its makers otherwise
             ray.init(
-                include_dashboard=False, log_to_driver=False, logging_level="error", object_store_memory=_STORE,
+                include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, object_store_memory=_STORE,
                 _temp_dir=folder,
             )  # fmt: skip
         there = ray.cluster_resources()
         if workers > there.get("CPU", 1):
             msg = f"{workers} workers need as many processors, and Ray has {there.get('CPU', 1):.0f}; write fewer"
             raise ValueError(msg)
-        found = {"num_cpus": int(there.get("CPU", 1)) // workers}
+        found: dict[str, Any] = {"num_cpus": int(there.get("CPU", 1)) // workers}
         if there.get("GPU"):
             found["num_gpus"] = 1
         yield found
