@@ -61,10 +61,7 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
     Raises:
         ValueError: nothing that finite differences of the model could confirm: effects of patches, sums, scores of a
             frozen linearisation; scores that do not say how they were obtained, or a scope that ``meta`` does not
-            determine; or see ``score``.
-
-    Raises:
-        ValueError: a difference of two results, or a scope that cannot be remade and is not given.
+            determine; a difference of two results; or see ``score``.
 
     """
     if "difference" in scores.meta:
@@ -147,6 +144,9 @@ def check_flow(flow: Flow, model: Any, *, scope: Scope | None = None, heads: int
     if flow.units == "share":
         msg = "shares have lost the totals that could be checked; write flow.check(model) before flow.share()"
         raise ValueError(msg)
+    if "corrupted_token_ids" in flow.meta:
+        msg = "a whole change is held against both prompts' runs already: flow.meta['gap'] says what it misses"
+        raise ValueError(msg)
     _refuse_unknown(flow.meta, "token_ids", "freeze", "together", *(("scope",) if scope is None else ()))
     scope = scope if scope is not None else scope_from(flow.meta["scope"])
     host, freeze = Host(model), flow.meta["freeze"]
@@ -181,10 +181,12 @@ def _refuse_unknown(meta: Mapping[str, Any], *needed: str) -> None:
 def _masked_backward(host: Host, flow: Flow, asked: Asked, layer: int, head: int) -> float:
     """Σ_t ⟨the part of g_t that comes back through one head, d_t⟩: no forward-mode pass in it."""
     z = HEADS["z"].format(layer)
-    run = trace(host, asked.tokens, [EMBED, z], asked.positions, flow.meta["freeze"])
+    inner = site_of(asked.scope)
+    opened = [EMBED, z, *({inner} - {FINAL})]
+    run = trace(host, asked.tokens, opened, asked.positions, flow.meta["freeze"])
     (made,) = cotangents_at(asked.scope, run.ends(0))
     weights = torch.ones(len(made.vectors), device="cpu") if made.weights is None else made.weights
-    parts = [found for _, found in pull_back(run, Rows.of([[made]]), FINAL)]
+    parts = [found for _, found in pull_back(run, Rows.of([[made]]), inner)]
     g, at_z = (torch.cat([part[name] for part in parts])[:, 0] for name in (EMBED, z))
     squares = (g.double().square().sum(-1) * weights.double().to(g.device)[:, None]).sum(0)
     length = torch.ones_like(squares) if made.squared else squares.sqrt().clamp(min=1e-300)

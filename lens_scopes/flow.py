@@ -1,43 +1,43 @@
 """Flow: an exact ledger of how a token's influence travels through heads, MLPs and positions to the prediction."""
 
+import warnings
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.calculus.asked import ask
-from lens_scopes.calculus.branches import Branches, branch_sites
+from lens_scopes.calculus.account import account, by_lane
+from lens_scopes.calculus.asked import Asked, ask
+from lens_scopes.calculus.blocks import Extent
+from lens_scopes.calculus.branches import Branches
+from lens_scopes.calculus.chosen import Edges, Sources, heads_of, sources_of
 from lens_scopes.calculus.describe import describe
 from lens_scopes.calculus.directions import directions, lengths
 from lens_scopes.calculus.finite import refuse_nonfinite
-from lens_scopes.calculus.ledger import Books, Ledger, block_sites
+from lens_scopes.calculus.ledger import Books
+from lens_scopes.calculus.line import Line
 from lens_scopes.calculus.memory import portions
-from lens_scopes.calculus.paths import Routes
+from lens_scopes.calculus.pair import Pair
 from lens_scopes.calculus.pullback import Rows, pull_back
-from lens_scopes.calculus.pushforward import Pushed, push_forward
+from lens_scopes.calculus.replay import Replay
 from lens_scopes.calculus.trace import Trace, trace
+from lens_scopes.calculus.whole import along, signed
 from lens_scopes.host import Host, token_texts
-from lens_scopes.host.prompts import Positions, Prompt, positions_of
+from lens_scopes.host.prompts import Positions, Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.results.flow import Flow
 from lens_scopes.results.given import Integer, integer, listed
 from lens_scopes.results.provenance import Meta
-from lens_scopes.scopes.protocol import Scope, cotangents_at, site_of
-from lens_scopes.scopes.state import Cotangents
-from lens_scopes.sites import EMBED, FINAL, STREAM
+from lens_scopes.scopes.protocol import Scope, cotangents_at, site_of, text_of
+from lens_scopes.sites import EMBED
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-Sources = Literal["each"] | str | Integer | Sequence[Integer | str] | Tensor | np.ndarray | None
-
-# Tokens that an error lists.
-_LISTED = 40
+_POINTS = 16
+# Points that miss more than this share of the difference are too few to be silent about.
+_GAP = 0.05
 # A violation of the laws inside heads above this share of the total means that the block's form has no such split.
 _NO_SPLIT = {torch.float64: 1e-5, torch.float32: 1e-4}
 # A violation above this share of the total is no rounding: the books do not balance, and are not handed out.
@@ -52,8 +52,10 @@ def flow(
     *,
     position: Positions = -1,
     sources: Sources = None,
-    edges: bool = False,
+    edges: Edges = False,
     freeze: Sequence[str] = (),
+    against: Prompt | None = None,
+    steps: Integer = _POINTS,
 ) -> Flow:
     """Split the scope scores of the input tokens over every head, MLP and position, exactly.
 
@@ -61,26 +63,47 @@ def flow(
     forward (δa at every activation a), and I(a) = ⟨g_a, δa⟩ is what passes through a: conserved at every cut. All
     sources together cost one forward, one backward and one forward-mode pass.
 
+    With ``against`` it is the difference of what the scope measures between two prompts that is split (integrated
+    flow): at midpoints of the straight line between their embeddings the line's velocity is pushed forward, and the
+    points' ledgers are averaged. Heads that switch on the way have their part, which no derivative at one prompt sees.
+    It is what each part carried when everything moved together, not what patching it alone does.
+
     Args:
         model: a HookedTransformer or TransformerBridge in eval mode; left as it came.
         prompt: see ``score``.
-        scope: see ``score``; for a scope of several cotangents the ledger sums over them.
+        scope: see ``score``; for a scope of several cotangents the ledger sums over them. Of a direction at an inner
+            site the ledger ends there: layers after it are left out, in the site's own block what comes after the site
+            carries 0, and ``meta["end"]`` names the site.
         position: the position whose prediction is explained; for a scope that spans several, see ``score``.
         sources: None: all tokens together, one row; "each": a row per token; a list of positions, or of tokens by their
             text where that stands once in the prompt.
-        edges: keep value and pattern edges [2, layer, head, query, key], summed over the sources.
+        edges: keep value and pattern edges, summed over the sources: True for every head, [2, layer, head, query, key];
+            a list of heads [(layer, head), ...] for theirs alone, [2, head, query, key] in that order, which
+            ``meta["edge_heads"]`` names.
         freeze: see ``score``.
+        against: a corrupted prompt of the same length, of which ``prompt`` is the clean one: token targets mean what
+            they mean there. Sources are then the positions that change.
+        steps: the points of the line.
 
     Returns:
-        The Flow. ``flow.residual`` is the largest violation of any conservation law, from independent parts.
+        The Flow. ``flow.residual`` is the largest violation of any conservation law, from independent parts, relative
+        to the largest total: of a source, of a cotangent, or of a point of the line. With ``against`` units are
+        "signed", and ``meta["gap"]`` is what the points miss of the difference of ``meta["metric"]``, clean minus
+        corrupted: that difference minus the total of all positions that change.
 
     Raises:
-        ValueError: see ``score``; several positions, each on its own; a direction at an inner site; edges of a model
-            whose heads cannot be split; a source by a text that no token of the prompt has, or several.
+        ValueError: see ``score``; several positions, each on its own; a direction at a site that no block is before;
+            edges of a model whose heads cannot be split, or of heads that it does not have, or that the direction does
+            not read; a source by a text that no token of the prompt has, or several; with ``against`` prompts of
+            different length or that are the same, a scope that is no one number, ``freeze``, a source that does not
+            change.
         IndexError: a position or source outside the prompt.
         RuntimeError: see ``score``; or a conservation law is broken by more than rounding: 1e-6 of the total in
             float64, 1e-3 in float32, 5e-2 in half precision.
         TypeError: see ``score``.
+
+    Warns:
+        UserWarning: the points miss more than a twentieth of the difference.
 
     Example:
         How does the model that comes with the package look a word up in a list?
@@ -113,135 +136,122 @@ def flow(
         >>> next(path for path in flow.paths(10).path if path.count("→") == 3)
         'source → 0.1 → 1.1 → prediction'
 
+        What does another key change, and through which heads?
+
+        >>> scope = ls.Semantic(case.answer, versus=case.versus)
+        >>> change = ls.flow(model, case.prompt, scope, against=case.corrupted, steps=64)
+        >>> [change.tokens[i] for i in change.sources], change.units
+        ([' fep'], 'signed')
+        >>> change.top(3)[["kind", "layer", "head"]].values.tolist()
+        [['head', 0, 0], ['head', 1, 1], ['head', 1, 0]]
+        >>> metric = change.meta["metric"]
+        >>> bool(abs(float(change.total) + change.meta["gap"] - metric["clean"] + metric["corrupted"]) < 1e-4)
+        True
+
     """
     host = Host(model)
     asked = ask(host, prompt, scope, position).alone("flow")
-    wanted = _sources(sources, token_texts(host, asked.ids.tolist()))
-    books_of = [name for layer in range(host.n_layers) for name in block_sites(host, layer)]
-    posts = [STREAM["resid_post"].format(layer) for layer in range(host.n_layers)]
-    _refuse_missing(host, books_of)
-    open_sites = [EMBED, *(name for name in books_of if not name.endswith("hook_pattern")), *posts]
-    run = trace(host, asked.tokens, open_sites, asked.positions, freeze)
-    if site_of(scope) != FINAL:
-        msg = "flow follows influence to the end of the model; for a direction at an inner site use score or jacobian"
+    extent = Extent.of(host, site_of(scope))
+    wanted = sources_of(sources, token_texts(host, asked.ids.tolist()))
+    mapped = heads_of(host, edges, extent.layers)
+    about: Meta = {"end": extent.end} if extent.is_inner else {}
+    if not isinstance(edges, bool):
+        about["edge_heads"] = [list(head) for head in mapped]
+    points = integer(steps, "steps (they count the points of the line)", 1)
+    if against is not None:
+        _refuse_frozen(freeze)
+        pair = Pair.of(model, prompt, against, scope, position)
+        return _whole_change(pair, asked, extent, sources, wanted, mapped, points, about)
+    if points != _POINTS:
+        msg = f"steps={points} are points on the way from another prompt; name it: against=..., or leave steps out"
         raise ValueError(msg)
+    run = trace(host, asked.tokens, extent.opened, asked.positions, freeze)
     made, scale = cotangents_at(asked.scope, run.ends(0))[0].scaled()
-    books, totals, method = Books(1 if wanted is None else len(wanted), edges), [], ""
+    books, totals, method = Books(1 if wanted is None else len(wanted)), [], ""
     norms = lengths(run, made)
-    for chunk, gradients in pull_back(run, Rows.of([[made]]), FINAL):
-        g = {name: found[:, 0] for name, found in gradients.items()}
+    for chunk, gradients in pull_back(run, Rows.of([[made]]), extent.end):
+        g = extent.up_to_end({name: found[:, 0] for name, found in gradients.items()})
         d = directions(made, chunk, g[EMBED], wanted, norms)
         totals.append((g[EMBED].double()[:, None] * d).sum((2, 3)).cpu())
-        straight = Branches(run).straight(g[posts[-1]])
+        straight = Branches(run, extent).straight(g[extent.output])
         for row, source in portions(run, *d.shape[:2]):
             lanes, past = (
-                {name: found[row].repeat_interleave(len(source), 0) for name, found in part.items()}
-                for part in (g, straight)
+                by_lane({name: found[row] for name, found in part.items()}, len(source)) for part in (g, straight)
             )
-            pushed = _pushed(run, lanes, past, d[row][:, source].flatten(0, 1), [*books_of, posts[-1]], edges)
+            pushed = account(run, extent, lanes, past, d[row][:, source].flatten(0, 1), mapped)
             books.add(pushed.visitor, source)
             method = pushed.method
-    meta = describe(run, 0, [made], asked, freeze)
-    meta |= {"units": "squared" if made.squared else "norm", "method": method}
+    meta = describe(run, 0, [made], asked, freeze) | about
+    meta |= {"units": "squared" if made.squared else "norm", "method": method, "together": wanted is None}
     replay = Replay(weakref.ref(model), asked.ids.tolist(), asked.scope, asked.positions, tuple(meta["freeze"]))
-    return _result(run, made, scale, books, torch.cat(totals), wanted, meta, replay)
+    found = _result(run, scale, books, torch.cat(totals), range(len(asked.ids)) if wanted is None else wanted, meta)
+    probes = (torch.cat(totals)[-made.probes :] * scale).to(found.total) if made.probes else None
+    return replace(found, probes=probes, replay=replay)
 
 
-@dataclass(frozen=True, eq=False)
-class Replay:
-    """The routes of a flow on the live model, by a fresh forward pass: it holds a recipe, no graph and no model."""
-
-    model: Callable[[], Any]
-    """A weak reference; gives None when the model is gone."""
-    ids: list[int]
-    scope: Scope | None
-    positions: tuple[int, ...]
-    freeze: tuple[str, ...]
-
-    @guarded
-    def __call__(self, question: Literal["strongest", "orders"], sources: Sequence[int], *given: int) -> "pd.DataFrame":
-        """What ``Routes`` says of the routes from these positions, together.
-
-        Raises:
-            RuntimeError: the model is gone.
-
-        """
-        model = self.model()
-        if model is None or self.scope is None:
-            msg = (
-                "paths and orders ask the live model, and this flow's is gone (deleted, or left behind in another "
-                "process); run lens_scopes.flow again"
-            )
-            raise RuntimeError(msg)
-        host = Host(model)
-        ids = torch.tensor([self.ids], device=host.device)
-        run = trace(host, ids, branch_sites(host), self.positions, self.freeze)
-        made, scale = cotangents_at(self.scope, run.ends(0))[0].scaled()
-        found = getattr(Routes.of(run, made, sources), question)(*given)
-        return found.assign(influence=found.influence * scale)
-
-    def __deepcopy__(self, memo: object) -> "Replay":
-        """A copy in this process still knows the model."""
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Neither a model nor a function goes to another process."""
-        return Replay, (_gone, self.ids, None, self.positions, self.freeze)
-
-
-def _gone() -> None:
-    """The weak reference of a flow that came from another process."""
-
-
-def _sources(sources: Sources, tokens: Sequence[str]) -> list[int] | None:
-    if sources is None:
-        return None
-    if isinstance(sources, str) and sources == "each":
-        return list(range(len(tokens)))
-    each = [_position_of(one, tokens) if isinstance(one, str) else one for one in listed(sources)]
-    return list(positions_of([integer(one, _A_SOURCE) for one in each], len(tokens)))
+def _whole_change(
+    pair: Pair,
+    asked: Asked,
+    extent: Extent,
+    sources: Sources,
+    wanted: list[int] | None,
+    mapped: Sequence[tuple[int, int]],
+    points: int,
+    about: Meta,
+) -> Flow:
+    """Integrated flow, from the corrupted prompt to the clean one, which ``asked`` is about."""
+    clean = pair.trace(pair.clean, extent.opened)
+    pair = pair.resolved(clean)
+    corrupted = pair.trace(pair.corrupted, extent.opened)
+    made = signed(pair.scope, cotangents_at(pair.scope, clean.ends(0))[0])
+    metric = pair.metric(corrupted, clean)
+    line = Line.between(corrupted, clean)
+    changed = line.velocity.ne(0).any(-1).nonzero().flatten().tolist()
+    rows = _changed(wanted, changed, every=isinstance(sources, str) and sources == "each")
+    moved = torch.zeros(len(rows), len(asked.ids), dtype=torch.bool, device=line.velocity.device)
+    for row, positions in zip(moved, rows, strict=True):
+        row[positions] = True
+    found = along(line, clean, pair.scope, extent, moved, mapped, points)
+    difference = metric["clean"] - metric["corrupted"]
+    gap = difference - float(found.all_sources.mean())
+    if abs(gap) > _GAP * abs(difference):
+        msg = (
+            f"{points} points of the line miss {gap:.3g} of the difference {difference:.3g} of {text_of(pair.scope)} "
+            f"between the prompts; write steps={2 * points}"
+        )
+        warnings.warn(msg, UserWarning, stacklevel=3)
+    meta = describe(clean, 0, [made], replace(asked, scope=pair.scope), ()) | about
+    meta |= {
+        "units": "signed",
+        "method": found.method,
+        "together": wanted is None,
+        "corrupted_token_ids": pair.corrupted.tolist(),
+        "metric": metric,
+        "steps": points,
+        "gap": gap,
+    }
+    flat = changed if wanted is None else [position for row in rows for position in row]
+    return _result(clean, 1 / points, found.books, found.totals, flat, meta)
 
 
-_A_SOURCE = "sources is None (all together), 'each' or a list of positions or tokens; a position"
-
-
-def _position_of(text: str, tokens: Sequence[str]) -> int:
-    """Where the token stands that has this text, blanks at its ends aside unless they tell two apart."""
-    there = [i for i, token in enumerate(tokens) if token == text] or [
-        i for i, token in enumerate(tokens) if token.strip() == text.strip()
-    ]
-    if len(there) == 1:
-        return there[0]
-    if there:
-        hint = f"that stands at {', '.join(map(str, there))}: write one of these positions"
-    else:
-        known = ", ".join(f"{i} {token!r}" for i, token in enumerate(tokens[:_LISTED]))
-        hint = f"no token is that; write one of {known}{', ...' if len(tokens) > _LISTED else ''}"
-    msg = f"sources is None (all together), 'each' or a list of positions or tokens, got {text!r}: {hint}"
-    raise ValueError(msg)
-
-
-def _refuse_missing(host: Host, names: Sequence[str]) -> None:
-    missing = [name for name in names if name not in host.available]
-    if missing:
-        msg = f"{host.name} has no {missing[0]!r}: blocks of this form have no exact split over heads and MLP"
+def _changed(wanted: list[int] | None, changed: list[int], *, every: bool) -> list[list[int]]:
+    """By row, the positions whose change is followed."""
+    if not changed:
+        msg = "the prompt and the one it is held against are the same: nothing changes; write another against=..."
         raise ValueError(msg)
+    if wanted is None:
+        return [changed]
+    still = [] if every else [position for position in wanted if position not in changed]
+    if still:
+        msg = f"sources of a change are positions that change ({changed}), got {still}, the same in both prompts"
+        raise ValueError(msg)
+    return [[position] for position in wanted if position in changed]
 
 
-def _pushed(
-    run: Trace,
-    gradients: dict[str, Tensor],
-    straight: dict[str, Tensor],
-    tangents: Float[Tensor, "lane pos d"],
-    sites: list[str],
-    edges: bool,
-) -> Pushed:
-    """Push the directions of some lanes forward and book what passes."""
-    total = (gradients[EMBED].double() * tangents).sum((1, 2))
-    return push_forward(
-        run.host, run.tokens[0], EMBED, tangents.to(gradients[EMBED].dtype), position=list(run.positions), sites=sites,
-        visitor=lambda: Ledger(run.host, gradients, total, edges, straight), hooks=run.held,
-    )  # fmt: skip
+def _refuse_frozen(freeze: Sequence[str]) -> None:
+    if listed(freeze):
+        msg = f"freeze={freeze!r} with against=...: what is held is no part of the difference; leave freeze out"
+        raise ValueError(msg)
 
 
 def _refuse_unbalanced(run: Trace, books: Books, totals: Tensor) -> None:
@@ -258,39 +268,37 @@ def _refuse_unbalanced(run: Trace, books: Books, totals: Tensor) -> None:
 
 def _result(
     run: Trace,
-    made: Cotangents,
     scale: float,
     books: Books,
     totals: Float[Tensor, "row source"],
-    sources: list[int] | None,
+    sources: Iterable[int],
     meta: Meta,
-    replay: Replay,
 ) -> Flow:
     """The sums as a Flow, without what the block's form does not have."""
     _refuse_unbalanced(run, books, totals)
     split = books.worst_inside <= _NO_SPLIT.get(run.y.dtype, 5e-2)
-    if books.keep_edges and not split:
+    if books.edges is not None and not split:
         msg = (
             f"the heads of {run.host.name} have no exact edges (violation {books.worst_inside:.1e} of the total): a "
             "norm mixes heads, or attention is computed where hooks do not reach; write edges=False"
         )
         raise ValueError(msg)
-    kept = torch.float64 if made.squared or run.y.dtype == torch.float64 else torch.float32
-    totals = totals * scale
+    edges, each = books.edges, books.parts["heads"].shape[1:]
+    if edges is not None and "edge_heads" not in meta:
+        edges = edges.unflatten(1, each)
+    kept = torch.float64 if meta["units"] == "squared" or run.y.dtype == torch.float64 else torch.float32
     parts = {name: (part * scale).to(kept) for name, part in books.parts.items()}
     return Flow(
-        total=totals.sum(0).to(kept),
+        total=(totals.sum(0) * scale).to(kept),
         heads=parts["heads"],
         last=parts["last"],
         mlps=parts["mlps"],
         skip=parts["skip"],
         stream=parts["stream"],
         composition=parts["composition"] if split else None,
-        edges=None if books.edges is None else (books.edges.double() * scale).to(kept),
+        edges=None if edges is None else (edges.double() * scale).to(kept),
         residual=max(books.worst, books.worst_inside) if split else books.worst,
         tokens=token_texts(run.host, meta["token_ids"]),
-        sources=tuple(range(len(meta["token_ids"]))) if sources is None else tuple(sources),
-        probes=totals[-made.probes :].to(kept) if made.probes else None,
-        replay=replay,
-        meta=meta | {"together": sources is None, "residual_inside_heads": books.worst_inside},
+        sources=tuple(sources),
+        meta=meta | {"residual_inside_heads": books.worst_inside},
     )

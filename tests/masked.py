@@ -5,7 +5,7 @@ unit directions d_t, I_t(a) = ⟨(∂a/∂embed_t)ᵀ g_a, d_t⟩.
 """
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,15 @@ class Run:
     where: dict[str, Place]
     at: dict[str, Tensor]
     y: Tensor
+
+    def to(self, site: str, position: int) -> "Run":
+        """The same pass, ended at a site of the stream: L = vᵀ of what stands there."""
+        if site.endswith("hook_resid_mid"):
+            block = site.removesuffix("hook_resid_mid")
+            y = self.at[block + "hook_resid_pre"] + self.at[block + "hook_attn_out"]
+        else:
+            y = self.at[site]
+        return replace(self, y=y[0, position])
 
     @property
     def embed(self) -> Tensor:
@@ -58,13 +67,13 @@ class Run:
         return (self.through(v, *chain) * self.directions(v)).sum(-1)
 
 
-def run(hf: torch.nn.Module, ids: list[int], position: int) -> Run:
-    """A forward pass of the bare model, everything kept."""
+def run(hf: torch.nn.Module, ids: list[int], position: int, embedding: Tensor | None = None) -> Run:
+    """A forward pass of the bare model, everything kept; from an embedding [1, pos, d] other than the ids' own."""
     where, at, y = places(hf), {}, []
-    names = [name for name in where if not name.endswith(("hook_attn_out", "hook_resid_mid"))]
+    names = [name for name in where if not name.endswith("hook_resid_mid")]
     with Double(), torch.enable_grad(), ExitStack() as hooks:
-        embedding = where["hook_embed"]
-        start = _keep(embedding, at, "hook_embed", leaf=True)
+        place = where["hook_embed"]
+        start = _keep(place, at, "hook_embed", leaf=True, value=embedding)
         hooks.callback(start.remove)
         for name in names:
             if name != "hook_embed":
@@ -80,8 +89,9 @@ def unembed(hf: torch.nn.Module, ids: list[int], position: int) -> Tensor:
     return dense(hf, ids, position, sites=["hook_embed"]).unembed
 
 
-def _keep(place: Place, at: dict[str, Tensor], name: str, *, leaf: bool = False):
+def _keep(place: Place, at: dict[str, Tensor], name: str, *, leaf: bool = False, value: Tensor | None = None):
     def kept(tensor: Tensor) -> Tensor:
+        tensor = tensor if value is None else value
         at[name] = tensor.detach().requires_grad_() if leaf else tensor
         return at[name]
 

@@ -238,6 +238,10 @@ RESULTS = {
     "flow": lambda: ls.flow(model(), CLEAN, EXAMPLES["Semantic"], edges=True),
     "flow of an answer": lambda: ls.flow(model(), CLEAN, EXAMPLES["Continuation"], edges=True),
     "flow of each": lambda: ls.flow(model(), CLEAN, EXAMPLES["Semantic"], sources="each"),
+    "whole change": lambda: ls.flow(model(), CLEAN, EXAMPLES["Semantic"], against=CORRUPTED, steps=64, edges=True),
+    "whole change of each": lambda: ls.flow(
+        model(), CLEAN, EXAMPLES["Semantic"], against=CORRUPTED, steps=64, sources="each", edges=[(0, 1)]
+    ),
     "predicted": lambda: patches(ls.patching.predict),
     "measured": lambda: patches(ls.patching.measure),
     "comparison": lambda: ls.patching.compare(patches(ls.patching.predict), patches(ls.patching.measure)),

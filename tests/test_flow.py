@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 import lens_scopes as ls
 import tiny
 from double import Double
+from lens_scopes.views.flow import strongest_edges
 from report import assert_close
 
 pytestmark = pytest.mark.host
@@ -251,8 +252,8 @@ def test_what_flow_refuses(backend):
         ls.flow(model, ids, ls.Semantic(), sources="all")
     with pytest.raises(IndexError, match="position 7 is outside"):
         ls.flow(model, ids, ls.Semantic(), sources=[0, 7])
-    with pytest.raises(ValueError, match="inner site"):
-        ls.flow(model, ids, ls.Direction(torch.ones(tiny.D_MODEL), site="blocks.0.hook_resid_post"))
+    with pytest.raises(ValueError, match="there is no block"):
+        ls.flow(model, ids, ls.Direction(torch.ones(tiny.D_MODEL), site="hook_embed"))
 
 
 # The model is left as it came
@@ -306,6 +307,32 @@ def test_the_model_is_left_as_it_came(backend, freeze):
 @pytest.fixture(params=tiny.BACKENDS)
 def whole(request):
     return flow_of(("gpt2", request.param), torch.float32, sources="each", edges=True)
+
+
+@pytest.mark.parametrize("sources", [None, "each"])
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_edges_of_some_heads_are_those_of_all(backend, sources, tmp_path):
+    """In the order asked for, layers mixed, named in meta, in views, in the dataset, and after loading."""
+    heads = [(1, 2), (0, 3), (1, 0)]
+    every = flow_of(("gpt2", backend), torch.float32, sources=sources, edges=True)
+    model, at = tiny.host("gpt2", backend, torch.float32), torch.tensor(heads).T
+    some = ls.flow(model, tiny.tokens(), ls.Semantic(TARGET), position=POSITION, sources=sources, edges=at.T.numpy())
+    assert torch.equal(some.edges, every.edges[:, at[0], at[1]])
+    assert torch.equal(some.heads, every.heads)
+    back = ls.Flow.load(some.save(tmp_path / "flow.safetensors"))
+    for one in (some, back):
+        assert one.meta["edge_heads"] == [list(head) for head in heads]
+        assert one.edge_heads == heads
+        assert_close(one.share().edges * one.total.sum(), one.edges, 1e-6)
+    assert every.edge_heads == [(layer, head) for layer in range(tiny.LAYERS) for head in range(tiny.HEADS)]
+    assert "edge_heads" not in every.meta
+    known = {edge: edge.influence for edge in strongest_edges(every, every.edges.numel()) if edge.influence}
+    listed = [edge for edge in strongest_edges(some, some.edges.numel()) if edge.influence]
+    assert {edge: edge.influence for edge in listed}.items() <= known.items()
+    assert {(edge.layer, edge.head) for edge in listed} == set(heads)
+    pytest.importorskip("xarray")
+    picked = some.to_xarray().edges.sel(edge="pattern", edge_head="0.3").values
+    assert torch.equal(torch.as_tensor(picked), every.edges[1, 0, 3])
 
 
 def test_save_and_load(whole, tmp_path):

@@ -236,9 +236,71 @@ MISTAKES = {
         lambda: ls.flow(model(), IDS, SEVEN, position=[1, 2]),
         ("got [1, 2]", "one position", "write an index"),
     ),
-    "a flow to an inner site": (
-        lambda: ls.flow(model(), IDS, ls.Direction(ONES, site=INNER)),
-        ("a direction at an inner site", "to the end of the model", "use score or jacobian"),
+    "edges of no head": (lambda: ls.flow(model(), IDS, SEVEN, edges=[]), ("empty list", "write edges=False")),
+    "edges of one head without a list": (
+        lambda: ls.flow(model(), IDS, SEVEN, edges=(1, 0)),
+        ("a list of heads (layer, head), got 1 (int)", "edges=[(1, 0), (2, 3)]"),
+    ),
+    "edges of a layer": (
+        lambda: ls.flow(model(), IDS, SEVEN, edges="1.0"),
+        ("a list of heads (layer, head), got '1.0' (str)", "write e.g."),
+    ),
+    "edges of a head that the model lacks": (
+        lambda: ls.flow(model(), IDS, SEVEN, edges=[(0, 1), (0, -1)]),
+        ("edges names head 0.-1", "has layers 0 to", "heads 0 to"),
+    ),
+    "edges of a head twice": (
+        lambda: ls.flow(model(), IDS, SEVEN, edges=[(0, 1), (0, 1)]),
+        ("head 0.1 more than once", "write each head once"),
+    ),
+    "a change between prompts of two lengths": (
+        lambda: ls.flow(model(), IDS, SEVEN, against=IDS[:-1]),
+        (f"clean has {len(IDS)} tokens and corrupted {len(IDS) - 1}", "write prompts of one length"),
+    ),
+    "a change that is none": (lambda: ls.flow(model(), IDS, SEVEN, against=IDS), ("the same", "another against=")),
+    "a change of a frozen model": (
+        lambda: ls.flow(model(), IDS, SEVEN, against=IDS[::-1], freeze="norm"),
+        ("freeze='norm' with against=", "leave freeze out"),
+    ),
+    "a change of a squared form": (
+        lambda: ls.flow(model(), IDS, ls.Fisher(), against=IDS[::-1]),
+        ("Fisher", "a squared form", "write a scope of one cotangent", "ls.Semantic(target, versus=other)"),
+    ),
+    "a change of two numbers": (
+        lambda: ls.flow(model(), IDS, lambda state: torch.eye(len(state.y))[:2], against=IDS[::-1]),
+        ("2 cotangents without a common sign", "write a scope of one cotangent"),
+    ),
+    "no points of a line": (
+        lambda: ls.flow(model(), IDS, SEVEN, against=IDS[::-1], steps=0),
+        ("points of the line", "got 0", "write 1 or more"),
+    ),
+    "points of no line": (
+        lambda: ls.flow(model(), IDS, SEVEN, steps=8),
+        ("steps=8 are points on the way from another prompt", "against=..."),
+    ),
+    "a source that does not change": (
+        lambda: ls.flow(model(), IDS, SEVEN, against=[*IDS[:-1], IDS[-1] + 1], sources=[0]),
+        (f"positions that change ([{len(IDS) - 1}])", "got [0]", "the same in both prompts"),
+    ),
+    "routes of a whole change": (
+        lambda: ls.flow(model(), IDS, SEVEN, against=[*IDS[:-1], IDS[-1] + 1], steps=64).paths(),
+        ("at every point of its line", "last_heads()", "flow(model, prompt, scope)"),
+    ),
+    "a check of a whole change": (
+        lambda: ls.flow(model(), IDS, SEVEN, against=[*IDS[:-1], IDS[-1] + 1], steps=64).check(model()),
+        ("against both prompts' runs already", "flow.meta['gap']"),
+    ),
+    "a flow to the first block": (
+        lambda: ls.flow(model(), IDS, ls.Direction(ONES, site="blocks.0.hook_resid_pre")),
+        ("between the embedding and blocks.0.hook_resid_pre", "there is no block", "write a later site"),
+    ),
+    "a flow to no place of the stream": (
+        lambda: ls.flow(model(), IDS, ls.Direction(ONES, site="blocks.0.ln1.hook_normalized")),
+        ("got 'blocks.0.ln1.hook_normalized'", "resid_pre, resid_mid, resid_post, attn_out, mlp_out"),
+    ),
+    "edges after the end of a flow": (
+        lambda: ls.flow(model(), IDS, ls.Direction(ONES, site="blocks.0.hook_resid_post"), edges=[(1, 0)]),
+        ("head 1.0", "on the way to the direction's site are layers 0 to 0"),
     ),
     "a source of them all": (
         lambda: flow().sel(source=1),

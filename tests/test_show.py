@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -85,6 +86,26 @@ def test_figures_carry_the_numbers():
         layer, head, kind = re.fullmatch(r"(\d+)\.(\d+) (value|pattern)", name).groups()
         edge = travel.edges[["value", "pattern"].index(kind), int(layer), int(head)]
         torch.testing.assert_close(torch.tensor(values), edge, rtol=1e-3, atol=1e-6)
+
+
+def test_maps_of_some_heads_have_their_own_names():
+    every, heads = flow(WORDS), [(1, 2), (0, 1)]
+    some = replace(
+        every,
+        edges=torch.stack([every.edges[:, layer, head] for layer, head in heads], 1),
+        meta=every.meta | {"edge_heads": [list(head) for head in heads]},
+    )
+    (maps,) = data(some.show("edges"))
+    names = maps["props"]["attentionHeadNames"]
+    assert {name.split()[0] for name in names} == {"1.2", "0.1"}
+    for name, values in zip(names, maps["props"]["attention"], strict=True):
+        layer, head, kind = re.fullmatch(r"(\d+)\.(\d+) (value|pattern)", name).groups()
+        edge = every.edges[["value", "pattern"].index(kind), int(layer), int(head)]
+        torch.testing.assert_close(torch.tensor(values), edge, rtol=1e-3, atol=1e-6)
+    listed = some.show("edges").static
+    assert ">1.2<" in listed
+    assert ">1.1<" not in listed
+    assert "edges from position 0 are left out: they have" in some.show("edges", first="share").note
 
 
 def test_missing_numbers_are_seen():

@@ -13,30 +13,30 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.calculus.ledger import form_of
+from lens_scopes.calculus.blocks import Extent, form_of
 from lens_scopes.calculus.memory import block_lanes_at_once
-from lens_scopes.calculus.pullback import vjp
+from lens_scopes.calculus.pullback import Rows, vjp
 from lens_scopes.calculus.trace import Trace
-from lens_scopes.host import Host
+from lens_scopes.scopes.state import Cotangents
 from lens_scopes.sites import EMBED, HEADS, STREAM
 
 
 @dataclass(frozen=True, eq=False)
 class Branches:
-    """The blocks of one prompt's trace, whose ``branch_sites`` are open."""
+    """The blocks of a trace whose ``extent.branches`` are open."""
 
     run: Trace
+    extent: Extent
 
-    def end(self, vectors: Float[Tensor, "row *position d_model"]) -> Float[Tensor, "row pos d_model"]:
-        """Cotangents at y, at its one position or at all of them, pulled back to the output of the last block."""
-        last = self.run.host.last_residual
-        at_y = vectors.reshape(len(vectors), *self.run.y.shape).to(self.run.y)
-        return self._back(self.run.y, at_y, [last])[last][:, 0]
+    def end(self, made: Cotangents) -> Float[Tensor, "row pos d_model"]:
+        """Cotangents pulled back to where the last block's part ends."""
+        end = self.run.output(made.site)
+        return self._back(end, Rows.of([[made]]).at(slice(None), end), [self.extent.output])[self.extent.output][:, 0]
 
     def at_embedding(self, end: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos d_model"]:
-        """Cotangents at the output of the last block, pulled back all the way by every route."""
-        last = self.run.sites[self.run.host.last_residual]
-        (found,) = self._in_portions(end, lambda part: (self._back(last, part, [EMBED])[EMBED],))
+        """Cotangents at the end of the last block's part, pulled back all the way by every route."""
+        output = self.run.sites[self.extent.output]
+        (found,) = self._in_portions(end, lambda part: (self._back(output, part, [EMBED])[EMBED],))
         return found
 
     def split(
@@ -45,8 +45,8 @@ class Branches:
         """A cotangent at the output of a block as what comes back past its heads, and what arrives at each z."""
         run, form = self.run, form_of(self.run.host, layer)
         names = {kind: pattern.format(layer) for kind, pattern in (STREAM | HEADS).items()}
-        last = layer == run.host.n_layers - 1
-        output = run.sites[names["resid_post"] if last else STREAM["resid_pre"].format(layer + 1)]
+        last = layer == self.extent.layers - 1
+        output = run.sites[self.extent.output if last else STREAM["resid_pre"].format(layer + 1)]
 
         def back(part: Tensor) -> tuple[Tensor, Tensor]:
             if form == "sequential":
@@ -76,28 +76,22 @@ class Branches:
         ⟨that at z_h, δz_h⟩ is the influence of everything that goes through head h last.
         """
         found, g = {}, end
-        for layer in reversed(range(self.run.host.n_layers)):
+        for layer in reversed(range(self.extent.layers)):
             g, found[HEADS["z"].format(layer)] = self.split(layer, g)
         return found | {STREAM["resid_pre"].format(0): g}
 
     def _back(self, output: Tensor, part: Tensor, sites: list[str]) -> dict[str, Tensor]:
         """What flow's own backward pass has not refused may be zero here: nothing comes back through that branch."""
-        return vjp(self.run, output, part, sites)[0]
+        return self.extent.up_to_end(vjp(self.run, output, part, sites)[0])
 
     def _in_portions(
         self, lanes: Tensor, back: Callable[[Tensor], tuple[Tensor, ...]], own: int = 2
     ) -> tuple[Tensor, ...]:
-        """Pull lanes back so many at a time; ``own`` counts the last axes that are not lanes."""
-        flat = lanes.reshape(-1, 1, *lanes.shape[-own:])
+        """Pull lanes back so many at a time; ``own`` counts the last axes that are not lanes.
+
+        Where the trace has several prompts, the last axis of the lanes is theirs.
+        """
+        flat = lanes.reshape(-1, len(self.run.tokens), *lanes.shape[-own:])
         parts = [back(part) for part in flat.split(block_lanes_at_once(self.run))]
-        return tuple(torch.cat(part)[:, 0].unflatten(0, lanes.shape[:-own]) for part in zip(*parts, strict=True))
-
-
-def branch_sites(host: Host) -> list[str]:
-    """The sites that must be open."""
-    names = [EMBED]
-    for layer in range(host.n_layers):
-        kinds = ["resid_pre", "z", "resid_post"]
-        kinds += {"sequential": ["resid_mid"], "parallel": ["mlp_out"], "attention only": []}[form_of(host, layer)]
-        names += [(STREAM | HEADS)[kind].format(layer) for kind in kinds]
-    return names
+        whole = [torch.cat(part) for part in zip(*parts, strict=True)]
+        return tuple(part.reshape(*lanes.shape[:-own], *part.shape[2:]) for part in whole)

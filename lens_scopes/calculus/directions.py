@@ -13,7 +13,7 @@ from torch import Tensor
 from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.trace import Trace
 from lens_scopes.scopes.state import Cotangents
-from lens_scopes.sites import EMBED, FINAL
+from lens_scopes.sites import EMBED
 
 
 def directions(
@@ -51,7 +51,7 @@ def lengths(run: Trace, made: Cotangents) -> Float[Tensor, " pos"] | None:
         return None
     weights = made.weights
     squares = torch.zeros(run.tokens.shape[1], dtype=torch.float64, device=run.y.device)
-    for chunk, gradients in pull_back(run, Rows.of([[made]]), FINAL):
+    for chunk, gradients in pull_back(run, Rows.of([[made]]), made.site):
         part = gradients[EMBED][:, 0].double().square().sum(-1)
         squares += (part if weights is None else part * weights[chunk].double()[:, None]).sum(0)
     return squares.sqrt()

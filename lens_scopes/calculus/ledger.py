@@ -8,39 +8,14 @@ changes no sum, since Σ_k δA[q,k] = 0, and makes the edge independent of where
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from einops import einsum, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.host import Host
-from lens_scopes.sites import HEADS, STREAM
-
-PATTERN = "blocks.{}.attn.hook_pattern"
-
-
-def block_sites(host: Host, layer: int) -> list[str]:
-    """What the ledger reads in one block, in the order of the forward pass."""
-    kinds = ["resid_pre", "q", "k", "v", "pattern", "z", *_AFTER_HEADS[form_of(host, layer)]]
-    patterns = STREAM | HEADS | {"pattern": PATTERN}
-    return [patterns[kind].format(layer) for kind in kinds]
-
-
-Form = Literal["sequential", "parallel", "attention only"]
-_AFTER_HEADS: dict[Form, tuple[str, ...]] = {
-    "sequential": ("resid_mid", "mlp_out"),
-    "parallel": ("mlp_out",),
-    "attention only": (),
-}
-
-
-def form_of(host: Host, layer: int) -> Form:
-    """How a block is built: in a parallel one attention and MLP read the same stream, so that there is no resid_mid."""
-    if not host.has_mlps:
-        return "attention only"
-    return "sequential" if STREAM["resid_mid"].format(layer) in host.available else "parallel"
+from lens_scopes.calculus.blocks import Extent, block_sites
+from lens_scopes.sites import STREAM
 
 
 @dataclass(eq=False)
@@ -51,12 +26,13 @@ class Ledger:
     laws that the entries must satisfy: ``violation`` holds them up against each other afterwards.
     """
 
-    host: Host
+    extent: Extent
     gradients: Mapping[str, Tensor]
     """By site, [lane, pos, ...]."""
     total: Float[Tensor, " lane"]
     """What every cut must carry: the score, computed from the gradient at the embedding alone."""
-    keep_edges: bool
+    mapped: Sequence[tuple[int, int]]
+    """The heads (layer, head) whose edges are kept."""
     straight: Mapping[str, Tensor]
     """Gradients that come back past all later heads, at every z and at the first block's input; see ``Branches``."""
     heads: list[Tensor] = field(default_factory=list)
@@ -65,9 +41,9 @@ class Ledger:
     skip: list[Tensor] = field(default_factory=list)
     stream: list[Tensor] = field(default_factory=list)
     composition: list[Tensor] = field(default_factory=list)
-    edges: list[Tensor] = field(default_factory=list)
+    edges: dict[tuple[int, int], Float[Tensor, "edge query key"]] = field(default_factory=dict)
     worst: float = 0.0
-    """The largest violation of a law of the stream, heads and MLPs, in units of the total."""
+    """The largest violation of a law of the stream, heads and MLPs."""
     worst_inside: float = 0.0
     """The same for the laws inside heads."""
     _block: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -83,7 +59,7 @@ class Ledger:
         self._block[kind] = (value, tangent.reshape(self.gradients[name].shape) if name in self.gradients else tangent)
         if name in self.straight and kind == "resid_pre":
             self._past_all = (self.straight[name] * tangent).double().sum((1, 2))
-        if name == block_sites(self.host, layer)[-1]:
+        if name == block_sites(self.extent.host, layer)[-1]:
             self._book(layer)
             self._block = {}
 
@@ -92,7 +68,7 @@ class Ledger:
         return (gradient * tangent.reshape(gradient.shape)).double()
 
     def _book(self, layer: int) -> None:
-        names = {name.rsplit("hook_", 1)[-1]: name for name in block_sites(self.host, layer)}
+        names = {name.rsplit("hook_", 1)[-1]: name for name in block_sites(self.extent.host, layer)}
         influence = {kind: self._influence(names[kind], self._block[kind][1]) for kind in names if kind != "pattern"}
         heads = influence["z"].sum((1, 3))
         self.heads.append(heads)
@@ -107,12 +83,15 @@ class Ledger:
         else:
             self.skip.append((self.gradients[names["resid_mid"]] * before).double().sum((1, 2)))
             middle = self._block["resid_mid"][1].reshape(after.shape)
-            self._law((after * middle).double().sum((1, 2)) + self.mlps[-1])
+            if self.extent.end == names["resid_mid"]:
+                self._law((self.gradients[names["resid_mid"]] * middle).double().sum((1, 2)))
+            elif self.extent.end != STREAM["attn_out"].format(layer):  # before this cut
+                self._law((after * middle).double().sum((1, 2)) + self.mlps[-1])
         self._law(self.skip[-1] + heads.sum(1))
         self._law(self.stream[-1].sum(-1))
-        self._inside(heads, influence, names)
+        self._inside(layer, heads, influence, names)
 
-    def _inside(self, heads: Tensor, influence: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+    def _inside(self, layer: int, heads: Tensor, influence: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
         """Value and pattern edges of one layer's heads, and what they compose with."""
         a, da = self._block["pattern"]
         (v, dv), (z, _) = self._block["v"], self._block["z"]
@@ -129,8 +108,9 @@ class Ledger:
         by_query = influence["q"].sum((1, 3))
         by_key = by_pattern - by_query
         self.composition.append(torch.stack([by_query, by_key, by_value], -1))
-        if self.keep_edges:
-            self.edges.append(torch.stack([value, pattern]).sum(1))
+        for at, head in self.mapped:
+            if at == layer:
+                self.edges[at, head] = torch.stack([value[:, head], pattern[:, head]]).sum(1)
 
         def grouped(per_query_head: Tensor) -> Tensor:
             return per_query_head.reshape(*per_query_head.shape[:-1], -1, group).sum(-1)
@@ -140,14 +120,10 @@ class Ledger:
         self._law_inside(grouped(by_value) - influence["v"].sum((1, 3)))
 
     def _law(self, carried: Float[Tensor, " lane"]) -> None:
-        self.worst = max(self.worst, float(((carried - self.total).abs() / self._unit()).max()))
+        self.worst = max(self.worst, float((carried - self.total).abs().max()))
 
     def _law_inside(self, difference: Float[Tensor, "lane head"]) -> None:
-        self.worst_inside = max(self.worst_inside, float((difference.abs() / self._unit()[:, None]).max()))
-
-    def _unit(self) -> Float[Tensor, " lane"]:
-        """Violations are relative to the largest total (a lane whose own total is zero has no scale of its own)."""
-        return self.total.abs().max().clamp(min=1e-300).expand_as(self.total)
+        self.worst_inside = max(self.worst_inside, float(difference.abs().max()))
 
     def close(self) -> None:
         """The last cut, the stream after all blocks; and the one by which head comes last."""
@@ -160,24 +136,37 @@ class Books:
     """Closed ledgers added up over cotangents, source by source."""
 
     sources: int
-    keep_edges: bool
     parts: dict[str, Tensor] = field(default_factory=dict)
     """heads, last, mlps, skip, stream and composition, each [source, ...]."""
-    edges: Float[Tensor, "edge layer head query key"] | None = None
-    """Summed over the sources."""
-    worst: float = 0.0
-    worst_inside: float = 0.0
+    edges: Float[Tensor, "edge mapped query key"] | None = None
+    """Of the heads asked for, in their order, summed over the sources; None where none is."""
+    largest: float = 0.0
+    """The largest total of a lane: violations are relative to it, since a lane whose own total is zero has no scale."""
+    _worst: float = 0.0
+    _worst_inside: float = 0.0
+
+    @property
+    def worst(self) -> float:
+        """The largest violation of a law of the stream, heads and MLPs, in units of the largest total."""
+        return self._worst / max(self.largest, 1e-300)
+
+    @property
+    def worst_inside(self) -> float:
+        """The same for the laws inside heads."""
+        return self._worst_inside / max(self.largest, 1e-300)
 
     def add(self, ledger: Ledger, sources: Sequence[int]) -> None:
         """Close a ledger whose lanes are [row, source] with these sources, and add it."""
         ledger.close()
-        self.worst, self.worst_inside = max(self.worst, ledger.worst), max(self.worst_inside, ledger.worst_inside)
+        self.largest = max(self.largest, float(ledger.total.abs().max()))
+        self._worst = max(self._worst, ledger.worst)
+        self._worst_inside = max(self._worst_inside, ledger.worst_inside)
         for name in ("heads", "last", "mlps", "skip", "stream", "composition"):
             part = torch.stack(getattr(ledger, name), 1)
             by_source = part.reshape(-1, len(sources), *part.shape[1:]).sum(0).cpu()
             if name not in self.parts:
                 self.parts[name] = by_source.new_zeros(self.sources, *by_source.shape[1:])
             self.parts[name][list(sources)] += by_source
-        if self.keep_edges:
-            edges = torch.stack(ledger.edges, 1).cpu()
+        if ledger.mapped:
+            edges = torch.stack([ledger.edges[head] for head in ledger.mapped], 1).cpu()
             self.edges = edges if self.edges is None else self.edges + edges

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_scopes.calculus.blocks import Extent
 from lens_scopes.calculus.branches import Branches
 from lens_scopes.calculus.directions import directions, lengths
 from lens_scopes.calculus.finite import refuse_nonfinite
@@ -72,15 +73,16 @@ class Routes:
     """The routes of one prompt on the graph of one forward pass, which lives as long as this object does."""
 
     run: Trace
+    branches: Branches
     end: Float[Tensor, "row pos d_model"]
-    """The cotangents at the output of the last block."""
+    """The cotangents where the last block's part ends."""
     starts: Float[Tensor, "row pos d_model"]
     """The tangents at the embedding; row r goes with cotangent r, and rows are summed."""
     total: float
 
     @classmethod
     def of(cls, run: Trace, made: Cotangents, sources: Sequence[int]) -> "Routes":
-        """By one backward pass on a trace whose ``branch_sites`` are open.
+        """By one backward pass on a trace whose ``Extent.branches`` are open.
 
         Args:
             run: the forward pass of one prompt.
@@ -88,15 +90,16 @@ class Routes:
             sources: the positions that routes start from, together.
 
         """
-        end = Branches(run).end(made.vectors)
-        g = Branches(run).at_embedding(end)
+        branches = Branches(run, Extent.of(run.host, made.site))
+        end = branches.end(made)
+        g = branches.at_embedding(end)
         refuse_nonfinite(run.host, run.tokens, {EMBED: g})
         starts = directions(made, slice(None), g, sources, lengths(run, made)).sum(1)
-        return cls(run, end, starts.to(run.y.dtype), float((g.double() * starts).sum()))
+        return cls(run, branches, end, starts.to(run.y.dtype), float((g.double() * starts).sum()))
 
     def orders(self, most: int) -> "pd.DataFrame":
         """See ``Flow.orders``: lane k carries what comes back through k heads, the last lane all that is more."""
-        branches, lanes, layers = Branches(self.run), self.end[None], self.run.host.n_layers
+        branches, lanes, layers = self.branches, self.end[None], self.branches.extent.layers
         for layer in reversed(range(layers)):
             past, heads = branches.split(layer, lanes)
             lanes = torch.cat([past, torch.zeros_like(past[:1])])
@@ -122,7 +125,7 @@ class Routes:
 
     def _look_into(self, chosen: Sequence[_Chain], agenda: _Agenda) -> None:
         """Every chain that is one head longer, and each chosen one as a complete route, straight from the source."""
-        branches, layers = Branches(self.run), self.run.host.n_layers
+        branches, layers = self.branches, self.branches.extent.layers
         inside: list[_Chain] = []
         g = self.end.new_zeros(0, *self.end.shape)
         for boundary in range(layers, -1, -1):
@@ -146,7 +149,7 @@ class Routes:
             heads = z.new_zeros(len(cotangents), len(self.end), *z.shape[1:])
             for lane, chain, cotangent in zip(heads, chains, cotangents, strict=True):
                 lane[:, :, chain.heads[0][1]] = cotangent
-            yield Branches(self.run).into(boundary, heads)
+            yield self.branches.into(boundary, heads)
 
     def _longer(
         self, chains: Sequence[_Chain], layer: int, heads: Float[Tensor, "chain row pos head d_head"]
@@ -161,7 +164,7 @@ class Routes:
     @cached_property
     def _arrived(self) -> Mapping[str, Float[Tensor, "row pos ..."]]:
         """The tangents at the first block's input and at every z."""
-        return self._pushed([_FIRST, *(HEADS["z"].format(layer) for layer in range(self.run.host.n_layers))])
+        return self._pushed([_FIRST, *(HEADS["z"].format(layer) for layer in range(self.branches.extent.layers))])
 
     def _pushed(self, sites: Sequence[str]) -> dict[str, Float[Tensor, "row pos ..."]]:
         parts = [

@@ -46,9 +46,9 @@ class Row:
         """The prompt and what is asked about it."""
         found = json.loads(text)
         if isinstance(found["prompt"], dict):
-            text = found["prompt"]
-            spans = {name: (start, stop) for name, (start, stop) in text["spans"].items()}
-            found["prompt"] = Text(text["ids"], text["tokens"], spans)
+            parts = found["prompt"]
+            spans = {name: (start, stop) for name, (start, stop) in parts["spans"].items()}
+            found["prompt"] = Text(parts["ids"], parts["tokens"], spans)
         return found
 
     @property

@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
+from lens_scopes.calculus.pair import Pair
 from lens_scopes.calculus.trace import Trace, trace_of
 from lens_scopes.host import run_to_last_residual
 from lens_scopes.host.axes import refuse_axes
 from lens_scopes.host.capture import Captured
 from lens_scopes.host.fingerprint import fingerprint
-from lens_scopes.patching.pair import Pair
 
 _WHOSE = "pair"
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lens_scopes.calculus.describe import describe
 from lens_scopes.calculus.finite import refuse_nonfinite
+from lens_scopes.calculus.pair import Pair, changed
 from lens_scopes.calculus.trace import Trace
 from lens_scopes.calculus.variants import Kept, RowEdit
 from lens_scopes.host import Host, token_texts
@@ -18,7 +19,6 @@ from lens_scopes.host.fitness import refuse_dropout
 from lens_scopes.host.prompts import Positions, Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.patching.activations import Activations
-from lens_scopes.patching.pair import Pair, changed
 from lens_scopes.patching.places import At, places_of, sites_of
 from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope, cotangents_at, site_of, text_of

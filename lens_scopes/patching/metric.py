@@ -14,11 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.calculus.asked import Asked
+from lens_scopes.calculus.pair import one_output
 from lens_scopes.calculus.trace import trace
 from lens_scopes.host import Host, Seen, watching
 from lens_scopes.host.prompts import Positions, Prompt
 from lens_scopes.host.undo import guarded
-from lens_scopes.patching.pair import one_output
 from lens_scopes.scopes.protocol import Scope, site_of, text_of
 from lens_scopes.scopes.quantity import Quantities, one_per_run, quantities
 from lens_scopes.scopes.state import FinalState

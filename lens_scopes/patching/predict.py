@@ -10,12 +10,12 @@ from tqdm.auto import tqdm
 from lens_scopes.calculus.describe import describe
 from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.memory import prompts_at_once
+from lens_scopes.calculus.pair import Pair
 from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import token_texts
 from lens_scopes.host.prompts import Positions, Prompt
 from lens_scopes.host.undo import guarded
-from lens_scopes.patching.pair import Pair
 from lens_scopes.results.given import Integer, integer
 from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope, cotangents_at, text_of

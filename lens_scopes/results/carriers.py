@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.results import labelled
+from lens_scopes.results import files, labelled
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
 
     from lens_scopes.results.flow import Flow
 
@@ -81,6 +82,36 @@ def long_form(flow: "Flow") -> "pd.DataFrame":
     for column in ("layer", "head", "depth", "pos"):
         whole[column] = whole[column].astype("Int64")
     return whole
+
+
+def dataset(flow: "Flow") -> "xr.Dataset":
+    """See ``Flow.to_xarray``."""
+    some = "edge_heads" in flow.meta
+    parts: dict[str, tuple[tuple[str, ...], Tensor | None]] = {
+        "total": (("source",), flow.total),
+        "stderr": (("source",), flow.stderr),
+        "heads": (("source", "layer", "head"), flow.heads),
+        "last": (("source", "layer", "head"), flow.last),
+        "mlps": (("source", "layer"), flow.mlps),
+        "skip": (("source", "layer"), flow.skip),
+        "stream": (("source", "depth", "pos"), flow.stream),
+        "composition": (("source", "layer", "head", "qkv"), flow.composition),
+        "edges": (("edge", *(("edge_head",) if some else ("layer", "head")), "query", "key"), flow.edges),
+    }
+    positions = tuple(range(len(flow.tokens)))
+    coords = {
+        "source": ("all",) if flow.meta.get("together") else flow.sources,
+        "layer": tuple(range(flow.heads.shape[1])),
+        "head": tuple(range(flow.heads.shape[2])),
+        "depth": tuple(range(flow.stream.shape[1])),
+        "qkv": ("q", "k", "v"),
+        "edge": ("value", "pattern"),
+        "edge_head": tuple(f"{layer}.{head}" for layer, head in flow.edge_heads),
+        **dict.fromkeys(("pos", "query", "key"), positions),
+    }
+    variables = {name: (dims, values) for name, (dims, values) in parts.items() if values is not None}
+    made = labelled.dataset(variables, coords, flow.tokens, files.as_text(flow.meta))
+    return made.assign_attrs(residual=flow.residual)
 
 
 def _strongest_first(frame: "pd.DataFrame") -> "pd.DataFrame":

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.results import files, labelled
-from lens_scopes.results.carriers import by_last_head, carriers, long_form
+from lens_scopes.results.carriers import by_last_head, carriers, dataset, long_form
+from lens_scopes.results.circuit import Circuit, circuit_of
 from lens_scopes.results.given import Integer, integer
 from lens_scopes.results.provenance import Meta, Units, scope_text
 
@@ -43,8 +44,9 @@ class Flow:
     """Where the influence sits at each depth: 0 is the input of the first block, l the output of block l − 1."""
     composition: Float[Tensor, "source layer head qkv"] | None
     """Each head's share by what the source moved: its queries, its keys, its values (Elhage et al. 2021)."""
-    edges: Float[Tensor, "edge layer head query key"] | None
-    """Edge 0 = value, 1 = pattern; summed over the sources."""
+    edges: Float[Tensor, "edge *layer_head query key"] | None
+    """Edge 0 = value, 1 = pattern; summed over the sources. Of every head [edge, layer, head, query, key], or [edge,
+    head, query, key] of the heads that ``meta["edge_heads"]`` names."""
     residual: float
     """The largest violation of any conservation law, divided by the largest |total|."""
     tokens: tuple[str, ...]
@@ -70,8 +72,18 @@ class Flow:
 
     @property
     def units(self) -> Units:
-        """ "norm" or "squared"; "share" after ``share()``."""
+        """ "norm" or "squared", "signed" of a whole change; "share" after ``share()``."""
         return self.meta.get("units", "norm")
+
+    @property
+    def edge_heads(self) -> list[tuple[int, int]]:
+        """The heads (layer, head) that edges are of, in their order; empty without edges."""
+        if self.edges is None:
+            return []
+        if "edge_heads" in self.meta:
+            return [(layer, head) for layer, head in self.meta["edge_heads"]]
+        layers, heads = self.heads.shape[1:]
+        return [(layer, head) for layer in range(layers) for head in range(heads)]
 
     def sel(self, *, source: Integer) -> "Flow":
         """The row of one source as a flow of its own: where that token's influence goes. Edges are sums and go.
@@ -150,6 +162,25 @@ class Flow:
             raise ValueError(msg)
         return by_last_head(self.last, float(self.total.double().sum()))
 
+    def circuit(self, share: float = 0.9) -> Circuit:
+        """The smallest set of last heads that holds a share of the total, and what else cannot be spared on the way.
+
+        Of the parts of ``last_heads`` (each head, and "straight": MLPs and skip connections alone) the fewest that make
+        the share; and every other head or MLP that more goes through than the rest, 1 − share. How faithful that is,
+        patching says: ``patching.measure(corrupted, clean, where=<all other heads>, together=True)``.
+
+        Args:
+            share: of the total, above 0 and at most 1.
+
+        Returns:
+            A Circuit: ``nodes``, ``edges`` (of a flow with edges), ``positions``, ``heads``, ``save(path)`` as JSON.
+
+        Raises:
+            ValueError: a share outside of that, a total of 0, or see ``last_heads``.
+
+        """
+        return circuit_of(self, share)
+
     def orders(self, K: Integer = 8) -> "pd.DataFrame":  # noqa: N803 - the contract's letter
         """Influence by how many heads are on its way, summed over the sources: whether short routes say anything.
 
@@ -206,6 +237,12 @@ class Flow:
         return self._ask("strongest", rows, k, budget)
 
     def _ask(self, what: str, sources: Sequence[int], *given: int) -> "pd.DataFrame":
+        if "corrupted_token_ids" in self.meta:
+            msg = (
+                "paths and orders follow one linearisation, and a whole change has one at every point of its line; "
+                "last_heads() splits the whole change, and flow(model, prompt, scope) has the routes at one prompt"
+            )
+            raise ValueError(msg)
         if self.replay is None:
             msg = (
                 "paths and orders ask the live model, which a loaded flow does not have; run lens_scopes.flow again "
@@ -228,7 +265,8 @@ class Flow:
     def to_xarray(self) -> "xr.Dataset":
         """A Dataset of every part, and ``stderr`` of the totals where there is one; ``token`` lies along pos.
 
-        The axes are source ("all" where they go together), layer, head, depth, pos, qkv, edge, query and key. Parts
+        The axes are source ("all" where they go together), layer, head, depth, pos, qkv, edge, query and key; edges of
+        some heads have one axis edge_head ("layer.head") for them. Parts
         that this flow does not have are left out. ``attrs["meta"]`` is ``meta`` as JSON text, ``attrs["residual"]`` a
         number.
 
@@ -236,30 +274,7 @@ class Flow:
             ImportError: xarray is not installed.
 
         """
-        parts: dict[str, tuple[tuple[str, ...], Tensor | None]] = {
-            "total": (("source",), self.total),
-            "stderr": (("source",), self.stderr),
-            "heads": (("source", "layer", "head"), self.heads),
-            "last": (("source", "layer", "head"), self.last),
-            "mlps": (("source", "layer"), self.mlps),
-            "skip": (("source", "layer"), self.skip),
-            "stream": (("source", "depth", "pos"), self.stream),
-            "composition": (("source", "layer", "head", "qkv"), self.composition),
-            "edges": (("edge", "layer", "head", "query", "key"), self.edges),
-        }
-        positions = tuple(range(len(self.tokens)))
-        coords = {
-            "source": ("all",) if self.meta.get("together") else self.sources,
-            "layer": tuple(range(self.heads.shape[1])),
-            "head": tuple(range(self.heads.shape[2])),
-            "depth": tuple(range(self.stream.shape[1])),
-            "qkv": ("q", "k", "v"),
-            "edge": ("value", "pattern"),
-            **dict.fromkeys(("pos", "query", "key"), positions),
-        }
-        variables = {name: (dims, values) for name, (dims, values) in parts.items() if values is not None}
-        dataset = labelled.dataset(variables, coords, self.tokens, files.as_text(self.meta))
-        return dataset.assign_attrs(residual=self.residual)
+        return dataset(self)
 
     def save(self, path: str | Path) -> Path:
         """Write to one safetensors file with a JSON header, whole or not at all."""

@@ -141,6 +141,10 @@ class Meta(TypedDict, total=False):
     """Flow: how tangents were pushed forward."""
     residual_inside_heads: float
     """Flow: the largest violation of a law inside heads."""
+    end: str
+    """Flow: the inner site where the ledger ends; absent where it goes to the end of the model."""
+    edge_heads: list[list[int]]
+    """Flow: [layer, head] of each map of edges, where those of some heads were asked for."""
 
     # What was done to it since.
     selected: dict[str, Any]
@@ -167,6 +171,8 @@ class Meta(TypedDict, total=False):
     """Effects of patches: whether they were predicted or measured."""
     clean_token_ids: list[int]
     """The prompt that activations came from; token_ids is the one that they were patched into."""
+    corrupted_token_ids: list[int]
+    """Integrated flow: the prompt that the change begins at; token_ids is the clean one, where it ends."""
     metric: dict[str, float] | None
     """What the scope measures on the clean and the corrupted prompt; None where it is no number."""
     steps: int

@@ -156,15 +156,14 @@ def _edges(flow: Flow, about_first: str) -> tuple[list[Figure], str]:
     if not room:
         size = f"{end} x {end}"
         return [], f"maps of {size} edges are more than an interactive view can draw; the strongest are listed"
-    edges = flow.edges[..., :end, :end]
-    strength = edges.abs().sum((0, 3, 4))
-    ranked = strength.flatten().argsort(descending=True, stable=True)[:room].tolist()
-    heads = [divmod(i, strength.shape[1]) for i in ranked]
+    edges = flow.edges.flatten(1, -3)[..., :end, :end]
+    strength = edges.abs().sum((0, 2, 3))
+    kept = strength.argsort(descending=True, stable=True)[:room].tolist()
     names, maps = [], []
-    for layer, head in heads:
+    for which in kept:
         for kind, name in enumerate(EDGE_KINDS):
-            names.append(f"{layer}.{head} {name}")
-            maps.append(edges[kind, layer, head])
+            names.append("{}.{} {}".format(*flow.edge_heads[which], name))
+            maps.append(edges[kind, which])
     # Where a head looks at position 0 only, all other edges would be white.
     rest = torch.stack(maps)[:, 1:, 1:].abs()
     full, others = (float(x.max()) if x.numel() else 0.0 for x in (torch.stack(maps).abs(), rest))
@@ -177,8 +176,8 @@ def _edges(flow: Flow, about_first: str) -> tuple[list[Figure], str]:
     )
     if math.isfinite(full) and largest < full:
         note += f"; edges at position 0 reach {markup.number(full)}"
-    left = strength.numel() - len(heads)
-    those = "the head" if len(heads) == 1 else f"the {len(heads)} heads"
+    left = len(strength) - len(kept)
+    those = "the head" if len(kept) == 1 else f"the {len(kept)} heads"
     capped = (
         f"{those} whose edges have the largest sums of magnitudes, largest first; {left} others are not drawn"
         if left

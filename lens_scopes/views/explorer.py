@@ -70,7 +70,7 @@ def explorer_data(flow: Flow, name: str) -> dict[str, Any] | None:
         "stream": _rounded(stream[kept].tolist()),
         "branches": [*(f"H{head}" for head in range(flow.heads.shape[2])), "MLP"],
         "layers": [f"layer {layer}" for layer in range(layers)],
-        "depths": ["embed", *(f"after {layer}" for layer in range(layers))],
+        "depths": ["embed", *(f"after {layer}" for layer in range(flow.stream.shape[1] - 1))],
         "units": UNITS[flow.units],
     }
 

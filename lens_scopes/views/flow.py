@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.results.provenance import UNITS, scope_text
+from lens_scopes.sites import short
 from lens_scopes.views import cells, markup
 from lens_scopes.views.grids import First, Grid, check_first, measure, on_one_scale, percent
 from lens_scopes.views.long import MOST_PIXELS, drawn
@@ -58,14 +59,18 @@ def flow_tables(flow: "Flow", view: str, first: First = "show") -> list[Grid]:
         grid = Grid([flow.total.tolist()], ("",), columns, unit, title="score of each source", positions=positions)
         breaks = tuple(i for i, source in enumerate(positions) if source != (positions[i - 1] + 1 if i else 0))
         return [replace(grid, explained=_explained(flow), breaks=breaks)]
-    rows, note = _sources(flow, first)
+    rows, left_out = _sources(flow, first)
+    if view == "heads" and flow.meta.get("together") and first != "show" and 0 in flow.sources:
+        left_out = "position 0 is in these sums: run flow(..., sources='each') to tell the sources apart"
+    end = f"it ends at {short(flow.meta['end'])}: what comes after is not on the way" if "end" in flow.meta else ""
+    note = "; ".join(filter(None, (left_out, end)))
     whole = float(flow.total[rows].double().sum())
     if view == "last" and flow.last is not None:
         return [_last(flow, _shares(flow.last[rows].double().sum(0), whole), note)]
     if view == "heads":
         branches = torch.cat([flow.heads, flow.mlps[..., None]], -1)[rows].double().sum(0)
         past = _shares(flow.skip[rows].double().sum(0), whole)
-        return [_heads(flow, _shares(branches, whole), past, note, first)]
+        return [_heads(flow, _shares(branches, whole), past, note)]
     if view == "stream":
         stream = flow.stream[rows].double().sum(0)
         return [_stream(flow, _shares(stream, whole), note)]
@@ -74,7 +79,8 @@ def flow_tables(flow: "Flow", view: str, first: First = "show") -> list[Grid]:
 
 def flow_title(flow: "Flow") -> str:
     """What was asked of which model."""
-    return f"Flow of {scope_text(flow.meta, 'a scope')} on {flow.meta.get('model', 'a model')}"
+    what = "Whole change" if "corrupted_token_ids" in flow.meta else "Flow"
+    return f"{what} of {scope_text(flow.meta, 'a scope')} on {flow.meta.get('model', 'a model')}"
 
 
 def flow_html(flow: "Flow", view: str | None = None, first: First = "show") -> str:
@@ -83,6 +89,9 @@ def flow_html(flow: "Flow", view: str | None = None, first: First = "show") -> s
     body = "".join(flow_body(flow, name, first) for name in chosen)
     total, residual = markup.number(float(flow.total.sum())), f"{flow.residual:.1e}"
     what = measure(UNITS[flow.units], flow.total, flow.stderr)
+    if "gap" in flow.meta:
+        missed = markup.number(flow.meta["gap"])
+        what += f"; the difference between the prompts but for {missed}, which {flow.meta['steps']} points miss"
     note = f"total {total} ({what}); largest violation of a conservation law {residual}"
     return markup.figure(flow_title(flow), markup.predictions(flow.meta), body, note=note)
 
@@ -105,7 +114,7 @@ def edges_kept(flow: "Flow", first: First) -> tuple["Flow", str]:
     check_first(first)
     if first == "show" or flow.edges is None or flow.edges.shape[-1] < 2:
         return flow, ""
-    sizes = flow.edges.abs().sum((0, 1, 2, 3)).double()
+    sizes = flow.edges.abs().flatten(0, -2).sum(0).double()
     told = f": they have {percent(float(sizes[0]), float(sizes.sum()))} of the sum of magnitudes"
     rest = torch.cat([torch.zeros_like(flow.edges[..., :1]), flow.edges[..., 1:]], -1)
     return replace(flow, edges=rest), f"edges from position 0 are left out{told if first == 'share' else ''}"
@@ -121,13 +130,14 @@ def strongest_edges(flow: "Flow", k: int) -> list[Edge]:
     if flow.edges is None:
         msg = "this flow has no edges; write lens_scopes.flow(..., edges=True)"
         raise ValueError(msg)
-    flat = flow.edges.flatten()
-    order = flat.abs().topk(min(k, len(flat))).indices
-    places = torch.stack(torch.unravel_index(order, flow.edges.shape), 1).tolist()
-    return [
-        Edge(layer, head, EDGE_KINDS[kind], query, key, float(flow.edges[kind, layer, head, query, key]))
-        for kind, layer, head, query, key in places
-    ]
+    maps = flow.edges.flatten(1, -3)
+    order = maps.flatten().abs().topk(min(k, maps.numel())).indices
+    places = torch.stack(torch.unravel_index(order, maps.shape), 1).tolist()
+    found = []
+    for kind, which, query, key in places:
+        layer, head = flow.edge_heads[which]
+        found.append(Edge(layer, head, EDGE_KINDS[kind], query, key, float(maps[kind, which, query, key])))
+    return found
 
 
 def _last(flow: "Flow", shares: Float[Tensor, "layer head"], note: str) -> Grid:
@@ -143,12 +153,8 @@ def _last(flow: "Flow", shares: Float[Tensor, "layer head"], note: str) -> Grid:
     )
 
 
-def _heads(
-    flow: "Flow", shares: Float[Tensor, "layer branch"], past: Float[Tensor, " layer"], note: str, first: First
-) -> Grid:
+def _heads(flow: "Flow", shares: Float[Tensor, "layer branch"], past: Float[Tensor, " layer"], note: str) -> Grid:
     branches = shares.shape[1]
-    if flow.meta.get("together") and first != "show":
-        note = "position 0 is in these sums: run flow(..., sources='each') to tell the sources apart"
     return Grid(
         shares.tolist(),
         tuple(f"layer {layer} (past its heads {percent(part, 1.0)})" for layer, part in enumerate(past.tolist())),

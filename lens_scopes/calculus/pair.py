@@ -9,10 +9,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lens_scopes.calculus.asked import Asked, ask
+from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host
 from lens_scopes.host.prompts import Positions, Prompt
-from lens_scopes.scopes.protocol import Scope, resolve, site_of, spans_positions
+from lens_scopes.scopes.protocol import Scope, resolve, site_of, spans_positions, text_of
+from lens_scopes.scopes.quantity import quantities
 from lens_scopes.sites import FINAL
 
 
@@ -40,8 +42,8 @@ class Pair:
         lengths = [len(one.ids) for one in both]
         if lengths[0] != lengths[1]:
             msg = (
-                f"patching moves activations position by position, but clean has {lengths[0]} tokens and corrupted "
-                f"{lengths[1]}; write prompts of one length"
+                f"clean and corrupted are held against each other position by position, but clean has {lengths[0]} "
+                f"tokens and corrupted {lengths[1]}; write prompts of one length"
             )
             raise ValueError(msg)
         if spans_positions(scope):
@@ -74,6 +76,18 @@ class Pair:
     def trace(self, tokens: Int[Tensor, " pos"], names: Sequence[str]) -> Trace:
         """One of the prompts with the sites open, and the site that the scope reads."""
         return trace(self.host, tokens[None], [*names, *self.inner(names)], self.positions)
+
+    def metric(self, corrupted: Trace, clean: Trace) -> dict[str, float]:
+        """What the scope measures on both runs.
+
+        Raises:
+            ValueError: a scope that is the gradient of no number, or a number that is not finite.
+
+        """
+        value = quantities(self.scope, corrupted.ends(0))
+        found = {name: value(run.ends(0)) for name, run in (("corrupted", corrupted), ("clean", clean))}
+        refuse_nonfinite(self.host, corrupted.tokens, found, f"the number of {text_of(self.scope)}")
+        return {name: float(number) for name, number in found.items()}
 
     def inner(self, names: Sequence[str]) -> list[str]:
         """The site that the scope reads, if it is an inner one that is not among the names."""
