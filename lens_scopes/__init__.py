@@ -3,7 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lens_scopes.calculus.memory import memory_budget
+from lens_scopes.calculus.budget import memory_budget
+from lens_scopes.calculus.estimate import Estimate, estimate
 from lens_scopes.flow import flow
 from lens_scopes.host import generate, join, load
 from lens_scopes.jacobian import Jacobian, jacobian
@@ -19,7 +20,7 @@ from lens_scopes.views.report import report
 from lens_scopes.views.show import Shown, show
 
 if TYPE_CHECKING:
-    from lens_scopes import demo, evaluate, patching
+    from lens_scopes import corpus, demo, evaluate, patching
     from lens_scopes.serve import serve
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ __all__ = [
     "Cotangents",
     "Direction",
     "Entropy",
+    "Estimate",
     "FinalState",
     "Fisher",
     "Flow",
@@ -40,7 +42,9 @@ __all__ = [
     "Shown",
     "Temperature",
     "Text",
+    "corpus",
     "demo",
+    "estimate",
     "evaluate",
     "flow",
     "generate",
@@ -60,7 +64,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Namespaces are imported when they are first used: whoever only scores does not wait for them."""
-    if name in ("demo", "evaluate", "patching", "serve"):
+    if name in ("corpus", "demo", "evaluate", "patching", "serve"):
         return import_module(f"lens_scopes.{name}")
     msg = f"module 'lens_scopes' has no attribute {name!r}"
     raise AttributeError(msg)

@@ -43,7 +43,7 @@ def test_every_public_name_has_one_place_in_the_api():
     assert [name for name in ls.__all__ if f"lens_scopes.{name}" not in found] == []
 
 
-@pytest.mark.parametrize("namespace", ["demo", "evaluate", "patching", "plot"])
+@pytest.mark.parametrize("namespace", ["corpus", "demo", "evaluate", "patching", "plot"])
 def test_and_every_name_of_a_namespace(namespace):
     module = importlib.import_module(f"lens_scopes.{namespace}")
     names = [f"lens_scopes.{namespace}", *(f"lens_scopes.{namespace}.{name}" for name in module.__all__)]

@@ -59,12 +59,14 @@ LEVELS = (
     ("plot", "plot/with_matplotlib", "plot/with_plotly"),
     ("host/capture", "host/fingerprint", "host/loading", "host/prompts"),
     ("host/readout", "host/axes", "host/joining", "host/roles", "host/starting"),
+    ("host/checkpointing",),
     ("host/freeze", "host/generating"),
     ("host",),
-    ("calculus", "calculus/blocks", "calculus/finite", "calculus/subspace"),
+    ("calculus", "calculus/blocks", "calculus/finite", "calculus/held", "calculus/subspace"),
+    ("calculus/budget",),
     ("calculus/trace",),
     ("calculus/asked", "calculus/chosen", "calculus/ledger", "calculus/memory", "calculus/reach"),
-    ("calculus/describe",),
+    ("calculus/describe", "calculus/estimate"),
     ("calculus/pullback", "calculus/pushforward", "calculus/variants"),
     (
         "calculus/branches",
@@ -78,6 +80,12 @@ LEVELS = (
     ("calculus/replay", "calculus/whole"),
     ("score", "flow", "jacobian"),
     ("check",),
+    ("corpus/parts", "corpus/queries", "corpus/rows"),
+    ("corpus/attended", "corpus/plan"),
+    ("corpus/means", "corpus/worker"),
+    ("corpus/ray_pool", "corpus/read"),
+    ("corpus/driver",),
+    ("corpus",),
     ("patching/contract",),
     ("patching/metric", "patching/compare", "patching/activations", "patching/places"),
     ("patching/path", "patching/value"),
@@ -110,7 +118,7 @@ LEVELS = (
     ("demo/pointing", "demo/train"),
     ("demo/evaluate",),
     ("commands", "commands/prompts", "commands/tables", "commands/terminal"),
-    ("commands/bench", "commands/live"),
+    ("commands/bench", "commands/corpus", "commands/live"),
     ("commands/main",),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
@@ -125,7 +133,7 @@ NAMESPACES = {("", "demo")}
 #: Not before they are needed.
 HEAVY = {
     "transformer_lens", "transformers", "circuitsvis", "matplotlib", "plotly", "pandas", "scipy", "ray", "pyarrow",
-    "xarray", "starlette", "uvicorn",
+    "duckdb", "xarray", "starlette", "uvicorn",
 }  # fmt: skip
 #: Loaded by name when somebody asks for that kind of drawing, or as programs of their own.
 AT_ONCE = ("plot/with_", "demo", "commands", "serve/app", "serve/server")
@@ -323,8 +331,8 @@ def test_importing_the_package_imports_neither_host_nor_plotting():
 
 def test_namespaces_wait_until_they_are_used():
     code = "import sys, lens_scopes as ls; print(*(n for n in sys.modules if n in {modules}), ls.{one}.__name__)"
-    modules = {f"lens_scopes.{name}" for name in ("demo", "evaluate", "patching")}
-    for one in ("demo", "evaluate", "patching"):
+    modules = {f"lens_scopes.{name}" for name in ("corpus", "demo", "evaluate", "patching")}
+    for one in ("corpus", "demo", "evaluate", "patching"):
         assert run(code.format(modules=modules, one=one)) == f"lens_scopes.{one}"
 
 

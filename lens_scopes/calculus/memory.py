@@ -1,35 +1,14 @@
 """How much runs at one time: cotangents and tangents go in chunks that fit a budget; results do not depend on it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 
-import torch
-
+from lens_scopes.calculus.budget import bytes_on, given
+from lens_scopes.calculus.held import held_by
 from lens_scopes.calculus.trace import Trace
 from lens_scopes.host import Host
-from lens_scopes.results.given import Integer, integer
 
 # Tokens of prompts that run together where no budget is given: more gain nothing on a CPU, and fit any GPU.
 _TOKENS = 4096
-
-_budget: ContextVar[int | None] = ContextVar("memory budget in bytes", default=None)
-
-
-@contextmanager
-def memory_budget(size: Integer | float) -> Iterator[None]:
-    """How many bytes one chunk of cotangents, tangents or prompts may take, within the block.
-
-    Without it: a quarter of the free GPU memory; on the CPU 64 MiB, since chunks that outgrow the caches are slower (a
-    12-layer model: 16 cotangents at once took twice as long as four by four).
-    """
-    if not isinstance(size, float) or not size.is_integer():  # 2e9 is a whole number of bytes
-        integer(size, "a memory budget (in bytes)", 1)
-    token = _budget.set(int(size))
-    try:
-        yield
-    finally:
-        _budget.reset(token)
 
 
 def rows_at_once(run: Trace, rows: int) -> int:
@@ -37,7 +16,7 @@ def rows_at_once(run: Trace, rows: int) -> int:
     batch, pos = run.tokens.shape
     # Per row: the gradients of all sites, and the widest layer's own.
     held = sum(handle.numel() for handle in run.handles.values())
-    most = max(1, _bytes(run) // (run.y.element_size() * (held + batch * pos * _widest(run.host, pos))))
+    most = max(1, bytes_on(run.y.device) // (run.y.element_size() * (held + batch * pos * _widest(run.host, pos))))
     return -(-rows // -(-rows // most))
 
 
@@ -45,13 +24,13 @@ def lanes_at_once(run: Trace) -> int:
     """How many tangents to push forward together: value and tangent of the widest layer, gradients of every site."""
     held = sum(site.numel() for site in run.sites.values())
     pos = run.tokens.shape[1]
-    return max(1, _bytes(run) // (run.y.element_size() * (held + pos * 2 * _widest(run.host, pos))))
+    return max(1, bytes_on(run.y.device) // (run.y.element_size() * (held + pos * 2 * _widest(run.host, pos))))
 
 
 def block_lanes_at_once(run: Trace) -> int:
     """How many cotangents to pull back together through one block, where no more than its own graph is in play."""
     pos = run.tokens.shape[1]
-    return max(1, _bytes(run) // (run.y.element_size() * pos * _widest(run.host, pos)))
+    return max(1, bytes_on(run.y.device) // (run.y.element_size() * pos * _widest(run.host, pos)))
 
 
 def portions(run: Trace, rows: int, sources: int) -> Iterator[tuple[slice, list[int]]]:
@@ -70,21 +49,22 @@ def portions(run: Trace, rows: int, sources: int) -> Iterator[tuple[slice, list[
 
 def prompts_at_once(host: Host, length: int) -> int:
     """How many prompts of one length run together: some 4,096 tokens, or what a budget holds of their graph."""
-    given = _budget.get()
-    if given is None:
+    most = given()
+    if most is None:
         return max(1, _TOKENS // length)
-    return max(1, given // (host.dtype.itemsize * length * host.n_layers * _widest(host, length)))
+    return max(1, most // max(1, held_by(host).bytes(length)))
+
+
+def chunk_bytes(host: Host, length: int, sites: int, rows: int) -> int:
+    """What a chunk of cotangents takes beside the graph: gradients of the sites, of several rows the widest layer's."""
+    held = length * sites * host.cfg.d_model
+    if rows == 1:
+        return host.dtype.itemsize * held
+    one = host.dtype.itemsize * (held + length * _widest(host, length))
+    return 2 * one * max(1, min(rows, bytes_on(host.device) // one))
 
 
 def _widest(host: Host, length: int) -> int:
     """Numbers per position in the widest part of a block: MLP (three tensors), patterns (three), stream (a dozen)."""
     cfg = host.cfg
     return 3 * (getattr(cfg, "d_mlp", None) or 4 * cfg.d_model) + 3 * cfg.n_heads * length + 12 * cfg.d_model
-
-
-def _bytes(run: Trace) -> int:
-    given = _budget.get()
-    if given is not None:
-        return given
-    device = run.y.device
-    return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 2**26

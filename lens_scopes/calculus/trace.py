@@ -1,6 +1,7 @@
 """One forward pass kept alive: the open sites of a batch of equally long prompts, and the state at the end of each."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -8,16 +9,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lens_scopes.calculus.budget import outgrows_budget
 from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.host import Host, Readout, read_out, run_to_last_residual, token_id, twin_of
 from lens_scopes.host.axes import refuse_axes
 from lens_scopes.host.capture import Captured
+from lens_scopes.host.checkpointing import checkpointing
 from lens_scopes.host.fitness import refuse_dropout
 from lens_scopes.host.freeze import freezing_hooks, holding
 from lens_scopes.host.model import Hook
 from lens_scopes.host.readout import final_norm, raw_logits
 from lens_scopes.scopes.state import FinalState, FinalStates
-from lens_scopes.sites import FINAL
+from lens_scopes.sites import EMBED, FINAL
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +141,11 @@ def trace(
     with host.alone(), torch.inference_mode(mode=False):
         tokens = tokens.clone()  # ids made under inference_mode cannot enter a graph
         held = freezing_hooks(host, freeze)
-        captured = run_to_last_residual(host, tokens, sites, hooks=held)
+        kept = host.hooked() or held or not outgrows_budget(host, *tokens.shape)
+        with nullcontext() if kept else checkpointing(host):
+            # All that is inside a block is open where the embedding is.
+            opened = sites if kept else list(dict.fromkeys([EMBED, *sites]))
+            captured = run_to_last_residual(host, tokens, opened, hooks=held)
         refuse_axes(host, tokens, captured.sites)
         return trace_of(host, tokens, captured, positions, held)
 

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lens_scopes.results.flow import Flow
+from lens_scopes.results.profiles import Profile
 from lens_scopes.results.provenance import UNITS, scope_text, tokens_of, unit_text
 from lens_scopes.results.scores import Scores
 from lens_scopes.sites import EMBED, short
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 _BAR = 24
 _MOST_COLUMNS = 8
 _MOST_TABLES = 8
+# Rows of a profile.
+_LABELS = 30
 # Columns beside which a token's neighbours have room.
 _FEW = 6
 
@@ -154,6 +157,20 @@ def of_flow(flow: Flow, top: int, orders: "pd.DataFrame", routes: "pd.DataFrame 
         for row in routes.to_dict("records"):
             yield f"{_percent(row['influence'], whole):>8}  {row['path']}"
     yield f"No conservation law is broken by more than {flow.residual:.1e} of the total."
+
+
+def of_profile(profile: Profile) -> Iterable[Any]:
+    """Means over prompts with their standard errors; of labels without an order the largest."""
+    yield f"{profile.title}; {profile.unit}"
+    means, errors, prompts = profile.mean.tolist(), profile.stderr.tolist(), profile.prompts.tolist()
+    ranked = range(len(means)) if profile.ordered else sorted(range(len(means)), key=lambda i: -abs(means[i]))
+    table = _table("mean", "± stderr", "prompts", first="", names=profile.by.replace("_", " "))
+    for i in list(ranked)[:_LABELS]:
+        numbers = (markup.number(means[i]), markup.number(errors[i]), str(prompts[i]))
+        table.add_row("", markup.visible(profile.labels[i]), *numbers)
+    yield table
+    if len(means) > _LABELS:
+        yield f"({len(means) - _LABELS} more labels)"
 
 
 def _last_heads(flow: Flow, top: int, whole: float) -> Iterable[Any]:

@@ -106,12 +106,12 @@ def _handing_on(host: Host, layer: int, among: int | None) -> Iterator[None]:
         given = args[0] if args else kwargs["hidden_states"]
         return given if among is None else (given, *[None] * (among - 1))
 
-    with _forwards(list(host.model.blocks)[:layer], [hand_on] * layer):
+    with forwards(list(host.model.blocks)[:layer], [hand_on] * layer):
         yield
 
 
 @contextmanager
-def _forwards(blocks: Sequence[Any], forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
+def forwards(blocks: Sequence[Any], forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
     """Other forwards on the instances, and what was there before afterwards."""
     before = [block.__dict__.get("forward") for block in blocks]
 
@@ -157,7 +157,7 @@ def _trial(host: Host) -> _Tried:
             returned.append(len(out) if isinstance(out, tuple) else None)
             return out
 
-        with _forwards([first], [noting]):
+        with forwards([first], [noting]):
             whole = run_to_last_residual(host, tokens, [STREAM["resid_pre"].format(n) for n in layers], grad=False)
         found = _Tried(causal=_same(host, whole.last[0, :-1], whole.last[1, :-1]), among=returned[0])
     except Exception:  # whatever it is, this model is run whole

@@ -146,12 +146,12 @@ def _numbers(result: Scores | Flow, by: str, bins: int) -> dict[str, float]:
         if axes:
             values = values.square().sum(axes).sqrt() if scores.units == "norm" else values.sum(axes)
         sites = scores.coords["site"]
+        labels = site_labels(sites, by)
         if by == "site":
-            return dict(zip(_distinct([short(site) for site in sites], sites), values.tolist(), strict=True))
-        layers = _distinct([str(layer_of(site)) for site in sites], sites)
+            return dict(zip(labels, values.tolist(), strict=True))
         return {
             f"{layer}.{head}": value
-            for layer, row in zip(layers, values.tolist(), strict=True)
+            for layer, row in zip(labels, values.tolist(), strict=True)
             for head, value in zip(scores.coords["head"], row, strict=True)
         }
     places = list(zip(scores.coords["pos"], scores.tokens, values.tolist(), strict=True))
@@ -160,7 +160,7 @@ def _numbers(result: Scores | Flow, by: str, bins: int) -> dict[str, float]:
     gathered: dict[str, list[float]] = {}
     for at, text, value in places:
         if at <= end:
-            label = text if by == "token" else _bin(min(bins - 1, at * bins // max(1, end)), bins)
+            label = text if by == "token" else place_label(min(bins - 1, at * bins // max(1, end)), bins)
             gathered.setdefault(label, []).append(value)
     return {label: sum(some) / len(some) for label, some in gathered.items()}
 
@@ -198,18 +198,21 @@ def _end(scores: Scores) -> int:
     return scores.meta.get("selected", {}).get("target_pos", max(known))
 
 
-def _bin(n: int, bins: int) -> str:
+def site_labels(sites: Sequence[str], by: str) -> Sequence[str]:
+    """What a profile by site calls them, and one by head their layers; the hook names where that is ambiguous."""
+    short_ones = [short(site) if by == "site" else str(layer_of(site)) for site in sites]
+    return short_ones if len(set(short_ones)) == len(short_ones) else sites
+
+
+def place_label(n: int, bins: int) -> str:
+    """What a profile by relative position calls a part of the prompt."""
     return f"{n / bins:.2g}–{(n + 1) / bins:.2g}"
 
 
 def _labels(by: str, bins: int, found: Sequence[Mapping[str, float]]) -> tuple[str, ...]:
     if by == "relative_position":
-        return tuple(_bin(n, bins) for n in range(bins))
+        return tuple(place_label(n, bins) for n in range(bins))
     return tuple(dict.fromkeys(label for numbers in found for label in numbers))
-
-
-def _distinct(short: Sequence[str], whole: Sequence[str]) -> Sequence[str]:
-    return short if len(set(short)) == len(short) else whole
 
 
 def _lengths(results: Sequence[Any], labels: Sequence[str]) -> tuple[float, ...]:

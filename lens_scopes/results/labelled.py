@@ -72,12 +72,12 @@ def dataframe(
         labels = [coords[dim][where[axis]] for where in index]
         frame[dim] = labels
         if dim in extra:
-            frame[f"{dim}_token"] = [_whole(extra[dim].get(label)) for label in labels]
+            frame[f"{dim}_token"] = [whole(extra[dim].get(label)) for label in labels]
     frame |= {name: values.reshape(-1).tolist() for name, values in columns.items()}
     return pd.DataFrame(frame)
 
 
-def _whole(text: str | None) -> str | None:
+def whole(text: str | None) -> str | None:
     """Text that a column of texts can hold: half of a surrogate pair as an escape."""
     return None if text is None else text.encode(errors="backslashreplace").decode()
 
@@ -106,7 +106,7 @@ def dataset(
     # Labels as a list: xarray takes a tuple for a variable of its own.
     labels: dict[str, Any] = {dim: list(values) for dim, values in coords.items() if dim in used}
     if "pos" in used:
-        labels["token"] = ("pos", [_whole(token) for token in tokens])
+        labels["token"] = ("pos", [whole(token) for token in tokens])
     data = {name: (tuple(dims), values.numpy()) for name, (dims, values) in variables.items()}
     return xr.Dataset(data, labels, {"meta": facts})
 
