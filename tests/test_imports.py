@@ -107,7 +107,7 @@ LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 DELEGATIONS = {
     *(("results/scores", upper) for upper in ("check", "plot", "views/scores", "views/show")),
     *(("results/flow", upper) for upper in ("check", "plot", "views/flow", "views/show")),
-    *(("results/profiles", upper) for upper in ("plot", "views/profiles")),
+    *(("results/profiles", upper) for upper in ("plot", "views/profiles", "views/show")),
 }
 #: The front door's doors: the namespaces that ``lens_scopes.__getattr__`` opens on first use.
 NAMESPACES = {("", "demo")}
