@@ -38,7 +38,7 @@ lint: .venv/installed-dev
 # process: notebooks have kernels, pages a browser.
 typed: .venv/installed-dev
 	.venv/bin/python $(PYTEST) -m "not wrong_types and not slow" $(TYPES) \
-		--ignore=tests/test_tutorials.py --ignore=tests/test_browser.py
+		--ignore=tests/test_tutorials.py --ignore=tests/test_browser.py --ignore=tests/test_serve_browser.py
 
 # Offline, and every warning is an error; from nothing, since a page that is not read again does not warn again. Sphinx 9
 # wants Python 3.11.

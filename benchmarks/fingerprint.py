@@ -69,14 +69,15 @@ def demo(backend):
                 options = {"sites": ["embed", "blocks.2.hook_resid_post"]}
                 say(
                     f"{name} predict {made}",
-                    ls.patching.predict(model, case.prompt, case.corrupted, made, **options).values,
+                    ls.patching.predict(model, case.prompt, case.corrupted, made, **options, method="gradient").values,
                 )
                 say(
                     f"{name} measure {made}",
                     ls.patching.measure(model, case.prompt, case.corrupted, made, **options).values,
                 )
-            integrated = ls.patching.predict(model, case.prompt, case.corrupted, scope, sites="z", steps=5)
-            say(f"{name} integrated", integrated.values, torch.tensor(integrated.meta["gap"]))
+            for method in ("fixed", "two-scale"):
+                path = ls.patching.predict(model, case.prompt, case.corrupted, scope, sites="z", method=method, steps=5)
+                say(f"{name} {method}", path.values, torch.tensor(path.meta["gap"]))
             say(f"{name} jacobian", ls.jacobian(model, case.prompt, "blocks.2.hook_resid_pre").svd(2).S)
     prompts = [case.prompt for case in ls.demo.cases(n=6)]
     table = ls.evaluate.compare_methods(model, prompts, tuple(ls.evaluate.METHODS), leave_one_out=True)

@@ -20,6 +20,7 @@ from lens_scopes.views.show import Shown, show
 
 if TYPE_CHECKING:
     from lens_scopes import demo, evaluate, patching
+    from lens_scopes.serve import serve
 
 __version__ = "0.1.0"
 
@@ -52,13 +53,14 @@ __all__ = [
     "report",
     "score",
     "score_batch",
+    "serve",
     "show",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Namespaces are imported when they are first used: whoever only scores does not wait for them."""
-    if name in ("demo", "evaluate", "patching"):
+    if name in ("demo", "evaluate", "patching", "serve"):
         return import_module(f"lens_scopes.{name}")
     msg = f"module 'lens_scopes' has no attribute {name!r}"
     raise AttributeError(msg)

@@ -98,13 +98,17 @@ def test_compare_writes_a_comparison(tmp_path):
     assert "://" not in (tmp_path / "comparison.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.filterwarnings("ignore:.*points of the path miss")
 def test_compare_along_a_path_says_what_the_points_missed():
     prompts, options = ("The cat sat", "The dog sat"), ("--model", tiny.directory("gpt2"), "--sites", "z")
-    stdout = call("compare", *prompts, *options, "--steps", 3).stdout
-    expected = ls.patching.predict(ls.load(tiny.directory("gpt2")), *prompts, ls.Semantic(), sites="z", steps=3)
+    stdout = call("compare", *prompts, *options, "--method", "fixed", "--steps", 3).stdout
+    model = ls.load(tiny.directory("gpt2"))
+    expected = ls.patching.predict(model, *prompts, ls.Semantic(), sites="z", method="fixed", steps=3)
     (shown,) = [float(line.split()[1]) for line in stdout.splitlines() if line.split()[0] == "gap"]
     assert shown == pytest.approx(expected.meta["gap"], rel=0.01)
-    assert "gap" not in call("compare", *prompts, *options).stdout
+    gradient = call("compare", *prompts, *options, "--method", "gradient").stdout
+    assert "gap" not in gradient
+    assert ["method", "gradient"] in [line.split() for line in gradient.splitlines()]
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_the_answer_becomes_the_twins_gradually(kind):
     model = demo.load()
     for case in demo.cases(kind, n=5, seed=17):
         scope = ls.Semantic(case.answer, versus=case.versus)
-        found = ls.patching.predict(model, case.prompt, case.corrupted, scope, sites="embed", steps=50)
+        found = ls.patching.predict(model, case.prompt, case.corrupted, scope, sites="embed", method="fixed", steps=50)
         whole = found.meta["metric"]["clean"] - found.meta["metric"]["corrupted"]
         assert abs(float(found.values.sum()) - whole) < 0.01 * whole
 

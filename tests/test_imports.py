@@ -40,7 +40,7 @@ LEVELS = (
         "views/circuits",
         "views/naming",
     ),
-    ("results/averages", "scopes/quantity"),
+    ("results/averages", "results/prediction", "scopes/quantity", "scopes/twins"),
     (
         "scopes/continuation",
         "scopes/direction",
@@ -79,9 +79,12 @@ LEVELS = (
     ("calculus/replay", "calculus/whole"),
     ("score", "flow", "jacobian"),
     ("check",),
+    ("patching/contract",),
     ("patching/metric", "patching/compare", "patching/activations", "patching/places"),
+    ("patching/path", "patching/value"),
     ("patching/predict",),
-    ("patching/measure",),
+    ("patching/ablate", "patching/measure"),
+    ("patching/screen",),
     ("patching",),
     ("evaluate/protocol", "evaluate/intervals", "evaluate/journal"),
     ("evaluate/ablation", "evaluate/methods"),
@@ -96,10 +99,19 @@ LEVELS = (
     tuple(f"demo/generators/{kind}" for kind in ("induction", "ioi", "persona", "series", "translation")),
     ("demo/generators", "demo/truth"),
     ("demo",),
+    ("serve/guard", "serve/calls"),
+    ("serve/fields",),
+    ("serve/asks",),
+    ("serve/recipe",),
+    ("serve/answers",),
+    ("serve/session",),
+    ("serve/app",),
+    ("serve/server",),
+    ("serve",),
     ("demo/pointing", "demo/train"),
     ("demo/evaluate",),
     ("commands", "commands/prompts", "commands/tables", "commands/terminal"),
-    ("commands/bench",),
+    ("commands/bench", "commands/live"),
     ("commands/main",),
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
@@ -114,10 +126,10 @@ NAMESPACES = {("", "demo")}
 #: Not before they are needed.
 HEAVY = {
     "transformer_lens", "transformers", "circuitsvis", "matplotlib", "plotly", "pandas", "scipy", "ray", "pyarrow",
-    "xarray",
+    "xarray", "starlette", "uvicorn",
 }  # fmt: skip
 #: Loaded by name when somebody asks for that kind of drawing, or as programs of their own.
-AT_ONCE = ("plot/with_", "demo", "commands")
+AT_ONCE = ("plot/with_", "demo", "commands", "serve/app", "serve/server")
 #: Names at the package's root, not counting __init__.py and py.typed.
 MOST_AT_THE_ROOT = 17
 

@@ -1,7 +1,6 @@
 """What ``measure`` does beside one place at a time: sets of places, whole heads, a cache; and where it may not hurry."""
 
 import itertools
-import sys
 
 import numpy as np
 import pytest
@@ -307,7 +306,7 @@ def test_one_logit_is_read_without_the_vocabulary(backend, monkeypatch):
 def test_many_logits_go_in_parts(monkeypatch):
     model = tiny.host("gpt2", tiny.BACKENDS[0])
     whole = patching.measure(model, CLEAN, CORRUPTED, ls.Direction(torch.ones(tiny.D_MODEL), "blocks.1.hook_resid_mid"))
-    monkeypatch.setattr(sys.modules["lens_scopes.patching.measure"], "_LOGITS", 3 * tiny.VOCAB)
+    monkeypatch.setattr("lens_scopes.patching.value._LOGITS", 3 * tiny.VOCAB)
     parts = patching.measure(model, CLEAN, CORRUPTED, ls.Direction(torch.ones(tiny.D_MODEL), "blocks.1.hook_resid_mid"))
     assert_close(parts.values, whole.values, 1e-12)
     assert whole.values.abs().max() > 1e-3

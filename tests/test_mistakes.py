@@ -409,7 +409,7 @@ MISTAKES = {
     ),
     "a path for Fisher": (
         lambda: patching.predict(model(), IDS, IDS, ls.Fisher(4), steps=3),
-        ("steps=3", "a squared form", "write steps=1"),
+        ("steps=3", "a squared form", "write method='gradient'"),
     ),
     "two positions patched": (
         lambda: patching.predict(model(), IDS, IDS, SEVEN, position=[1, 2]),

@@ -335,3 +335,18 @@ def test_bfloat16_is_as_good_as_its_digits(real_host, bare, ids, backend):
     assert 0 < flow.residual < 5e-2
     assert flow.meta["dtype"] == "bfloat16"
     close(embed(model, ids, ls.Semantic(target)).values[0], bare.norms(bare.unembed[target]), 0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", [("Tom", "Anna"), ("Anna", "Tom")])
+def test_the_default_prediction_has_the_sign_of_the_largest_mlp_output(real_model, pair):
+    """Indirect objects, both ways round; the plain gradient has it wrong on some pairs (docs/patching.md)."""
+    text = "Then Tom and Anna had lunch, and {} gave a book to"
+    clean, corrupted = (text.format(name) for name in pair)
+    asked = (real_model, clean, corrupted, ls.Semantic(f" {pair[1]}", f" {pair[0]}"))
+    predicted = ls.patching.predict(*asked, sites="mlp_out")
+    found = ls.patching.compare(predicted, ls.patching.measure(*asked, sites="mlp_out"))
+    print(found.summary())
+    assert found.largest_sign == 1
+    assert found.largest_rank == 1
+    assert found.pearson >= 0.95

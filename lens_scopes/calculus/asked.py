@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from lens_scopes.calculus.trace import Trace
 from lens_scopes.host import Host, encode
 from lens_scopes.host.joining import extended, ids_after
 from lens_scopes.host.prompts import Positions, Prompt, brings_its_bos, positions_of, spans_of
 from lens_scopes.results.given import is_integer
 from lens_scopes.results.provenance import Meta
-from lens_scopes.scopes.protocol import Scope, said_by, spans_positions, text_of
+from lens_scopes.scopes.protocol import Scope, resolve, said_by, spans_positions, text_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +57,12 @@ class Asked:
             )
             raise ValueError(msg)
         return replace(self, several=False)
+
+    def resolved(self, run: Trace) -> "Asked":
+        """The same with the scope's tokens fixed to what they are on a run of one prompt."""
+        if spans_positions(self.scope):
+            return self  # its tokens are the text's own
+        return replace(self, scope=resolve(self.scope, run.state(0, 0)))
 
 
 def ask(host: Host, prompt: Prompt, scope: Scope, position: Positions = -1) -> Asked:

@@ -13,9 +13,10 @@ from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host
 from lens_scopes.host.prompts import Positions, Prompt
-from lens_scopes.scopes.protocol import Scope, resolve, site_of, spans_positions, text_of
+from lens_scopes.scopes.protocol import Scope, site_of, spans_positions, text_of
 from lens_scopes.scopes.quantity import quantities
-from lens_scopes.sites import FINAL
+from lens_scopes.scopes.state import Cotangents
+from lens_scopes.sites import FINAL, at_or_after
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +70,11 @@ class Pair:
 
     def resolved(self, clean: Trace) -> "Pair":
         """The same with the scope's tokens fixed to what they are on the clean run."""
-        if spans_positions(self.scope):
-            return self  # its tokens are the text's own
-        return replace(self, asked=replace(self.asked, scope=resolve(self.scope, clean.state(0, 0))))
+        return replace(self, asked=self.asked.resolved(clean))
 
-    def trace(self, tokens: Int[Tensor, " pos"], names: Sequence[str]) -> Trace:
+    def trace(self, tokens: Int[Tensor, " pos"], names: Sequence[str], freeze: Sequence[str] = ()) -> Trace:
         """One of the prompts with the sites open, and the site that the scope reads."""
-        return trace(self.host, tokens[None], [*names, *self.inner(names)], self.positions)
+        return trace(self.host, tokens[None], [*names, *self.inner(names)], self.positions, freeze)
 
     def metric(self, corrupted: Trace, clean: Trace) -> dict[str, float]:
         """What the scope measures on both runs.
@@ -104,6 +103,22 @@ def one_output(host: Host, prompt: Prompt, scope: Scope, position: Positions) ->
 
     """
     return ask(host, prompt, scope, position).alone("patching")
+
+
+def refuse_unpredictable(host: Host, names: Sequence[str], made: Cotangents) -> None:
+    """Refuse cotangents without a common sign, and places that a direction does not see.
+
+    Raises:
+        ValueError: several cotangents in norm units, or sites at or after the one that they live at.
+
+    """
+    if not made.squared and len(made.vectors) > 1:
+        msg = f"{len(made.vectors)} cotangents in norm units have no common sign; return one, or squared=True"
+        raise ValueError(msg)
+    late = at_or_after(made.site, names, host.n_layers)
+    if late:
+        msg = f"the direction reads {made.site}; patches at or after it do not reach it: {', '.join(late)}"
+        raise ValueError(msg)
 
 
 def changed(clean: Tensor, corrupted: Tensor) -> Tensor:

@@ -39,6 +39,15 @@ class Replace(str, Enum):
     resample = "resample"
 
 
+class Method(str, Enum):
+    """How the effects of patches are predicted."""
+
+    gradient = "gradient"
+    path = "path"
+    two_scale = "two-scale"
+    fixed = "fixed"
+
+
 def bench(
     prompts: Annotated[
         Path,
@@ -98,7 +107,12 @@ def compare(
     versus: Versus = None,
     passes: Passes = None,
     sites: Annotated[str, typer.Option(help="One kind of sites, or hook names, by commas.")] = "resid_post",
-    steps: Annotated[int, typer.Option(help="Points of the path between the prompts; 1 is the plain gradient.")] = 1,
+    method: Annotated[
+        Method | None, typer.Option(help="How effects are predicted; without it two-scale, for fisher the gradient.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Intervals of the path between the prompts; of fixed the points, which it needs.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A directory for the comparison, a page and Parquet.")] = None,
 ) -> None:
     """Predict the effect of every activation patch by a scope, measure it, and say how well the two agree."""
@@ -107,7 +121,8 @@ def compare(
         names = [name.strip() for name in sites.split(",")]
         with quiet():
             loaded = model_of(model, backend)
-            predicted = ls.patching.predict(loaded, clean, corrupted, recipe, sites=names, steps=steps)
+            by = None if method is None else method.value
+            predicted = ls.patching.predict(loaded, clean, corrupted, recipe, sites=names, method=by, steps=steps)
             measured = ls.patching.measure(loaded, clean, corrupted, recipe, sites=names)
             found = ls.patching.compare(predicted, measured)
         if out is not None:
@@ -116,7 +131,8 @@ def compare(
             files.write(out / "comparison.parquet", found.to_dataframe().to_parquet())
             parts = (found._repr_html_(), predicted._repr_html_(), measured._repr_html_())
             files.write(out / "comparison.html", markup.page("Predicted and measured patches", *parts))
-        numbers = found.summary() | ({"gap": predicted.meta["gap"]} if steps > 1 else {})
+        numbers = found.summary() | {key: predicted.meta[key] for key in ("gap",) if key in predicted.meta}
+        say(f"{'method':>16}  {predicted.meta.get('method')}")
         say(*(f"{name:>16}  {markup.number(value)}" for name, value in numbers.items()))
         say_where(out)
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 import lens_scopes as ls
-from lens_scopes.commands import bench, tables
+from lens_scopes.commands import bench, live, tables
 from lens_scopes.commands.prompts import prompts_of, spans_of
 from lens_scopes.commands.terminal import (
     Backend,
@@ -236,6 +236,7 @@ def demo(
 
 app.command(epilog=bench.BENCH_EXAMPLE)(bench.bench)
 app.command(epilog=bench.COMPARE_EXAMPLE)(bench.compare)
+app.command(epilog=live.SERVE_EXAMPLE)(live.serve)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ import lens_scopes as ls
 from lens_scopes.scopes.protocol import writable
 
 #: What the package raises for a user's mistake, and what reading and writing files raises.
-_ERRORS = (ValueError, TypeError, IndexError, KeyError, RuntimeError, OSError)
+_ERRORS = (ValueError, TypeError, IndexError, KeyError, RuntimeError, OSError, ImportError)
 
 
 class Backend(str, Enum):

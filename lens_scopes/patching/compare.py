@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lens_scopes.results import files, labelled
 from lens_scopes.results.given import integer, shown, vector
+from lens_scopes.results.prediction import Prediction
 from lens_scopes.results.provenance import scope_text, tokens_of
 from lens_scopes.results.scores import Scores
 from lens_scopes.sites import named
@@ -42,7 +43,7 @@ class Comparison:
     """Of the random orders."""
 
     @cached_property
-    def where(self) -> Bool[Tensor, "site pos ..."]:
+    def where(self) -> Bool[Tensor, "site ..."]:
         """The places measured."""
         return ~self.measured.values.isnan()
 
@@ -71,6 +72,21 @@ class Comparison:
         predicted, measured = self._pair
         matters = measured.abs() > _NOTHING * measured.abs().max()
         return float((predicted.sign() == measured.sign())[matters].double().mean())
+
+    @property
+    def largest_sign(self) -> float:
+        """Whether the sign of the largest measured effect was predicted: 1 or 0; NaN in squared units."""
+        predicted, measured = self._pair
+        if self.measured.units == "squared":
+            return float("nan")
+        largest = measured.abs().argmax()
+        return float(predicted[largest].sign() == measured[largest].sign())
+
+    @property
+    def largest_rank(self) -> int:
+        """Where the prediction ranks the largest measured effect, among the places measured: 1 is first."""
+        predicted, measured = (x.abs() for x in self._pair)
+        return int((predicted > predicted[measured.argmax()]).sum()) + 1
 
     def overlap(self, k: int) -> float:
         """Share of the k largest measured effects (in magnitude) that are among the k largest predicted.
@@ -121,10 +137,9 @@ class Comparison:
 
         def pick(scores: Scores) -> Scores:
             only = {**scores.coords, "site": (site,)}
-            probes = None if scores.probes is None else scores.probes[:, index : index + 1]
-            return replace(scores, values=scores.values[index : index + 1], coords=only, probes=probes)
+            return scores.reduced("site", lambda x, axis: x.narrow(axis, index, 1), coords=only)
 
-        orders = {name: order[index : index + 1] for name, order in self.orders.items()}
+        orders = {name: order.narrow(0, index, 1) for name, order in self.orders.items()}
         return replace(self, predicted=pick(self.predicted), measured=pick(self.measured), orders=orders)
 
     def summary(self, share: float = 0.9) -> dict[str, float]:
@@ -136,6 +151,8 @@ class Comparison:
             "spearman": self.spearman,
             "sign_agreement": self.sign_agreement,
             "slope": self.slope,
+            "largest_sign": self.largest_sign if count else float("nan"),
+            "largest_rank": float(self.largest_rank) if count else float("nan"),
             "overlap_10": self.overlap(min(10, count)) if count else float("nan"),
             **{f"patches_{name}": needed for name, needed in self.patches_to(share).items()},
         }
@@ -143,9 +160,9 @@ class Comparison:
     def to_dataframe(self) -> "pd.DataFrame":
         """Long form: a row per place, with its token, the predicted and the measured effect (NaN: not measured)."""
         m = self.measured
-        by_position = dict(zip(m.coords["pos"], m.tokens, strict=True))
+        extra = {"pos": dict(zip(m.coords["pos"], m.tokens, strict=True))} if "pos" in m.dims else {}
         columns = {"predicted": self.predicted.values, "measured": m.values, **self.orders}
-        return labelled.dataframe(columns, m.dims, m.coords, {"pos": by_position})
+        return labelled.dataframe(columns, m.dims, m.coords, extra)
 
     def plot(self, ax: "Axes | None" = None, *, backend: Literal["matplotlib", "plotly"] = "matplotlib") -> Any:
         """A scatter of measured against predicted, coloured by site, with the line measured = predicted.
@@ -167,8 +184,9 @@ class Comparison:
     def save(self, path: str | Path) -> Path:
         """Write to one safetensors file with a JSON header, whole or not at all."""
         tensors = {"predicted": self.predicted.values, "measured": self.measured.values}
-        tensors |= {} if self.predicted.probes is None else {"probes": self.predicted.probes}
-        tensors |= {f"order.{i}": order for i, order in enumerate(self.orders.values())}
+        tensors |= {name: one for name, one in self.predicted._tensors().items() if name != "values"}
+        # Copies: an order may be the prediction itself, and a file holds each memory once.
+        tensors |= {f"order.{i}": order.clone() for i, order in enumerate(self.orders.values())}
         m = self.measured
         header = {
             "dims": m.dims,
@@ -176,10 +194,9 @@ class Comparison:
             "tokens": m.tokens,
             "orders": list(self.orders),
             "seed": self.seed,
+            "meta": {"predicted": self.predicted.meta, "measured": m.meta},
         }
-        return files.save(
-            path, "Comparison", tensors, header | {"meta": {"predicted": self.predicted.meta, "measured": m.meta}}
-        )
+        return files.save(path, "Comparison", tensors, header)
 
     @classmethod
     def load(cls, path: str | Path) -> "Comparison":
@@ -196,7 +213,14 @@ class Comparison:
     def _of(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> "Comparison":
         coords = {dim: tuple(labels) for dim, labels in header["coords"].items()}
         labels = (tuple(header["dims"]), coords, tuple(header["tokens"]))
-        predicted = Scores(tensors["predicted"], *labels, header["meta"]["predicted"], tensors.get("probes"))
+        whole = {
+            "dims": header["dims"],
+            "coords": coords,
+            "tokens": header["tokens"],
+            "meta": header["meta"]["predicted"],
+        }
+        kind = Prediction if "method" in whole["meta"] else Scores
+        predicted = kind._of({**tensors, "values": tensors["predicted"]}, whole)
         measured = Scores(tensors["measured"], *labels, header["meta"]["measured"])
         orders = {name: tensors[f"order.{i}"] for i, name in enumerate(header["orders"])}
         return cls(predicted, measured, orders, header["seed"])
@@ -229,9 +253,10 @@ class Comparison:
         found = []
         for index in self.where.nonzero().tolist():
             labels = {dim: m.coords[dim][i] for dim, i in zip(m.dims, index, strict=True)}
-            token = markup.visible(m.tokens[index[m.dims.index("pos")]])
             words = " ".join(label_text(dim, label) for dim, label in labels.items() if dim != "pos")
-            found.append((f"{words} “{token}” at {labels['pos']}", label_text("site", labels["site"])))
+            if "pos" in labels:
+                words += f" “{markup.visible(m.tokens[index[m.dims.index('pos')]])}” at {labels['pos']}"
+            found.append((words, label_text("site", labels["site"])))
         return found
 
     @cached_property
@@ -252,7 +277,8 @@ def compare(
         predicted: what ``predict`` returned, or any scores of the same places.
         measured: what ``measure`` returned; NaN where nothing was measured.
         orders: other proposals for the order of patches, by name: scores or tensors of the same shape, for instance a
-            flow's stream or TransformerLens's attribution patching.
+            flow's stream or TransformerLens's attribution patching. A prediction by path brings its own: "gradient",
+            "path" and "spread".
         seed: of the random orders.
 
     Raises:
@@ -280,7 +306,8 @@ def compare(
     if not all(values.isfinite().all() for values in pair):
         msg = "compare needs finite numbers where something was measured; predicted or measured hold NaN or infinity"
         raise ValueError(msg)
-    tensors: dict[str, Any] = {}
+    own = {name: getattr(predicted, name, None) for name in ("gradient", "path", "spread")}
+    tensors = {name: order for name, order in own.items() if order is not None and order is not predicted.values}
     for name, order in (orders or {}).items():
         values = order.values if isinstance(order, Scores) else vector(order, f"the order {name!r} (or Scores)")
         if values.shape != measured.values.shape:

@@ -1,18 +1,16 @@
 """The true effect of activation patching: each patch a row of a batch that begins at the block it changes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from lens_scopes.calculus.describe import describe
 from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.pair import Pair, changed
-from lens_scopes.calculus.trace import Trace
 from lens_scopes.calculus.variants import Kept, RowEdit
 from lens_scopes.host import Host, token_texts
 from lens_scopes.host.fitness import refuse_dropout
@@ -20,14 +18,10 @@ from lens_scopes.host.prompts import Positions, Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.patching.activations import Activations
 from lens_scopes.patching.places import At, places_of, sites_of
+from lens_scopes.patching.value import Value, begins
 from lens_scopes.results.scores import Scores
-from lens_scopes.scopes.protocol import Scope, cotangents_at, site_of, text_of
-from lens_scopes.scopes.quantity import Quantities, one_per_run, quantities
-from lens_scopes.scopes.state import FinalState
-from lens_scopes.sites import EMBED, FINAL, STREAM, layer_of
-
-# Logits that are held at one time, where a scope looks at all of them.
-_LOGITS = 2**24
+from lens_scopes.scopes.protocol import Scope, cotangents_at, site_of
+from lens_scopes.sites import EMBED, FINAL, STREAM
 
 
 @guarded
@@ -89,11 +83,10 @@ def measure(
         found = Activations.of(pair, _opened(host, wanted.names, scope), cache)
         clean_run, run = found.traces()
         pair = pair.resolved(clean_run)
-        reference = run.ends(0)
-        (made,) = cotangents_at(pair.scope, reference)
+        (made,) = cotangents_at(pair.scope, run.ends(0))
         differs = torch.stack([changed(found.clean[name][0], found.corrupted[name][0]) for name in wanted.names]).cpu()
         places = places_of(host, wanted, where, differs)
-        begin = {name: found.corrupted[name] for name in _begins(wanted.names)}
+        begin = {name: found.corrupted[name] for name in begins(wanted.names)}
         kept = Kept(host, pair.corrupted, begin).cut(max(pair.positions) + 1)
         differs[:, len(kept.tokens) :] = False
         # Together, a place where the runs agree still matters: what is patched before it may change it.
@@ -102,8 +95,7 @@ def measure(
             msg = "together patches a set of places in one run, and where asks for no place; set one of its entries"
             raise ValueError(msg)
         patches = [_patch(found.clean, wanted.names[i[0]], places.at(i)) for i in indices]
-        quantity = quantities(pair.scope, reference)
-        value = _Value(run, reference, quantity, site_of(pair.scope), text_of(pair.scope))
+        value = Value.at_end_of(run, pair.scope)
         before, clean_value = (float(value.of(one)) for one in (run, clean_run))
         patched = value.of_patched(kept, [patches] if together else [[patch] for patch in patches])
     effects = torch.full(places.asked.shape, torch.nan, dtype=torch.float64, device="cpu")
@@ -133,12 +125,7 @@ def measure(
 def _opened(host: Host, names: Sequence[str], scope: Scope) -> list[str]:
     """The sites themselves, where their blocks begin, and what the scope reads."""
     inner = site_of(scope)
-    return list(dict.fromkeys([*names, *_begins(names), *(() if inner == FINAL else host.sites([inner]).names)]))
-
-
-def _begins(names: Sequence[str]) -> list[str]:
-    """The streams that their blocks begin with."""
-    return [STREAM["resid_pre"].format(layer_of(name) or 0) for name in names]
+    return list(dict.fromkeys([*names, *begins(names), *(() if inner == FINAL else host.sites([inner]).names)]))
 
 
 def _patch(clean: Mapping[str, Tensor], site: str, at: At) -> tuple[str, RowEdit]:
@@ -151,44 +138,3 @@ def _patch(clean: Mapping[str, Tensor], site: str, at: At) -> tuple[str, RowEdit
             row[at] = clean[site][0, : len(row)][at]
 
     return site, edit
-
-
-@dataclass(frozen=True, eq=False)
-class _Value:
-    """What the scope measures, of runs that end as the corrupted one does."""
-
-    run: Trace
-    reference: Sequence[FinalState]
-    """Its ends at the positions."""
-    quantity: Quantities
-    site: str
-    name: str
-
-    def of(self, run: Trace) -> Tensor:
-        """Of one of the two prompts' own runs."""
-        inner = None if self.site == FINAL else run.sites[self.site][:, list(run.positions)]
-        return self._at(run.last, inner).reshape(())
-
-    def of_patched(self, kept: Kept, patches: Sequence[Sequence[tuple[str, RowEdit]]]) -> Float[Tensor, " run"]:
-        """Of each run with its patches."""
-        at = list(self.run.positions)
-        found = torch.zeros(len(patches), dtype=torch.float64, device="cpu")
-        for rows, last, inner in kept.run(patches, self.site):
-            found[rows] = self._at(last[:, at], None if inner is None else inner[:, at]).double().cpu()
-        return found
-
-    @torch.no_grad()
-    def _at(
-        self, last: Float[Tensor, "row position d_model"], inner: Float[Tensor, "row position d_model"] | None
-    ) -> Float[Tensor, " row"]:
-        """A scope may look at all logits, so only so many rows at a time."""
-        size = max(1, _LOGITS // (self.run.host.vocab * len(self.reference)))
-        parts = zip(last.split(size), [None] * len(last) if inner is None else inner.split(size), strict=False)
-        states = (
-            [
-                self.run.states(end, x[:, n], {} if y is None else {self.site: y[:, n]})
-                for n, end in enumerate(self.reference)
-            ]
-            for x, y in parts
-        )
-        return torch.cat([one_per_run(self.quantity(some), len(some[0].y), self.name) for some in states])

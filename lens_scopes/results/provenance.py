@@ -138,7 +138,7 @@ class Meta(TypedDict, total=False):
     notes: list[Note]
     """By position, what the scope says about its cotangents."""
     method: str
-    """Flow: how tangents were pushed forward."""
+    """Flow: how tangents were pushed forward. Predicted effects: "gradient", "path", "two-scale" or "fixed"."""
     residual_inside_heads: float
     """Flow: the largest violation of a law inside heads."""
     end: str
@@ -174,9 +174,12 @@ class Meta(TypedDict, total=False):
     corrupted_token_ids: list[int]
     """Integrated flow: the prompt that the change begins at; token_ids is the clean one, where it ends."""
     metric: dict[str, float] | None
-    """What the scope measures on the clean and the corrupted prompt; None where it is no number."""
+    """What the scope measures on the "clean" and the "corrupted" prompt, or on the one that is cut, "run"; None where
+    it is no number."""
     steps: int
-    """Points of the path of integration."""
+    """Midpoints ("fixed") or intervals of the path, where a number was asked for."""
+    points: int
+    """Points of the path at which there are gradients."""
     gap: float
     """What those points missed of the metric's difference."""
     measured: int
@@ -188,7 +191,7 @@ class Meta(TypedDict, total=False):
     protocol: str | None
     """None, or "paper"."""
     replace: str
-    """How tokens were taken out."""
+    """How tokens, or activations, were taken out."""
     mode: str
     """Whether the top tokens were taken out, or all others."""
     skip: list[int]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from lens_scopes.views.show import Shown
+
+
+_S = TypeVar("_S", bound="Scores")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -125,15 +128,17 @@ class Scores:
         return self._drop(dim, lambda x, axis: x.sum(axis), {"summed": [*self.meta.get("summed", ()), dim]})
 
     def _drop(self, dim: str, reduce: Callable[[Tensor, int], Tensor], meta: Meta) -> "Scores":
+        labels = {
+            "dims": tuple(d for d in self.dims if d != dim),
+            "coords": {d: c for d, c in self.coords.items() if d != dim},
+        }
+        return self.reduced(dim, reduce, **labels, meta=self.meta | meta)
+
+    def reduced(self, dim: str, reduce: Callable[[Tensor, int], Tensor], **changed: Any) -> "Scores":
+        """Every tensor reduced along an axis, ``reduce(tensor, axis)``, and the fields that change with it."""
         axis = self.dims.index(dim)
-        return replace(
-            self,
-            values=reduce(self.values, axis),
-            dims=tuple(d for d in self.dims if d != dim),
-            coords={d: c for d, c in self.coords.items() if d != dim},
-            meta=self.meta | meta,
-            probes=None if self.probes is None else reduce(self.probes, axis + 1),
-        )
+        probes = None if self.probes is None else reduce(self.probes, axis + 1)
+        return replace(self, values=reduce(self.values, axis), probes=probes, **changed)
 
     def _names(self) -> Mapping[str, tuple]:
         """The labels of each axis as they are shown: spans that were joined by name have one."""
@@ -173,7 +178,6 @@ class Scores:
             msg = "a difference of norms does not add up over tokens: a.aggregate(...) - b.aggregate(...)"
             raise ValueError(msg)
         found = spans.joined(self.tokens, self.meta, by, chars)
-        axis = self.dims.index("pos")
         members = torch.tensor([i for span in found.positions for i in span], device="cpu")
         group = torch.tensor([n for n, span in enumerate(found.positions) for _ in span], device="cpu")
 
@@ -191,14 +195,8 @@ class Scores:
             "straddling": list(found.straddling),
             "joined_tokens": list(self.tokens),
         }
-        return replace(
-            self,
-            values=join(self.values, axis),
-            coords={**self.coords, "pos": tuple(span[0] for span in found.positions)},
-            tokens=found.names,
-            meta=self.meta | meta,
-            probes=None if self.probes is None else join(self.probes, axis + 1),
-        )
+        coords = {**self.coords, "pos": tuple(span[0] for span in found.positions)}
+        return self.reduced("pos", join, coords=coords, tokens=found.names, meta=self.meta | meta)
 
     def __sub__(self, other: "Scores") -> "Scores":
         """a − b, place by place, in signed units, with the standard error of the difference where one is an estimate.
@@ -228,7 +226,7 @@ class Scores:
 
         Joined tokens have a column "length": how many they are (of a difference of prompts: of both sides).
         """
-        columns = {"score": self.values} | ({} if self.stderr is None else {"stderr": self.stderr})
+        columns = self._columns()
         # A position explained is a single token, also where the others are joined.
         extra = {"target_pos": dict(enumerate(self.meta.get("joined_tokens", self.tokens)))}
         extra |= {"pos": dict(zip(self.coords["pos"], self.tokens, strict=True))} if "pos" in self.dims else {}
@@ -243,6 +241,10 @@ class Scores:
             frame.insert(list(frame.columns).index("pos_token") + 1, "length", at)
         return frame
 
+    def _columns(self) -> dict[str, Tensor]:
+        """The numbers of a table, each shaped like the values."""
+        return {"score": self.values} | ({} if self.stderr is None else {"stderr": self.stderr})
+
     def to_xarray(self) -> "xr.Dataset":
         """A Dataset of ``score``, and ``stderr`` where there is one, by these axes; ``token`` lies along pos.
 
@@ -252,20 +254,22 @@ class Scores:
             ImportError: xarray is not installed.
 
         """
-        columns = {"score": self.values} | ({} if self.stderr is None else {"stderr": self.stderr})
-        variables = {name: (self.dims, values) for name, values in columns.items()}
+        variables = {name: (self.dims, values) for name, values in self._columns().items()}
         dataset = labelled.dataset(variables, self.coords, self.tokens, files.as_text(self.meta))
         found = lengths(self.meta) if "pos" in self.dims else []
         return dataset.assign_coords(length=("pos", found)) if found else dataset
 
     def save(self, path: str | Path) -> Path:
         """Write to one safetensors file with a JSON header, whole or not at all."""
-        tensors = {"values": self.values} | ({} if self.probes is None else {"probes": self.probes})
         header = {"dims": self.dims, "coords": self.coords, "tokens": self.tokens, "meta": self.meta}
-        return files.save(path, "Scores", tensors, header)
+        return files.save(path, type(self).__name__, self._tensors(), header)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """What a file holds beside the header."""
+        return {"values": self.values} | ({} if self.probes is None else {"probes": self.probes})
 
     @classmethod
-    def load(cls, path: str | Path) -> "Scores":
+    def load(cls: type[_S], path: str | Path) -> _S:
         """Read what ``save`` wrote.
 
         Raises:
@@ -273,10 +277,10 @@ class Scores:
             ValueError: a file that is cut short, of another kind or of another schema.
 
         """
-        return files.load(path, "Scores", cls._of)
+        return files.load(path, cls.__name__, cls._of)
 
     @classmethod
-    def _of(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> "Scores":
+    def _of(cls: type[_S], tensors: dict[str, Tensor], header: dict[str, Any]) -> _S:
         return cls(
             tensors["values"],
             tuple(header["dims"]),
@@ -321,7 +325,8 @@ class Scores:
         patches = f"{self.meta['patching']} effects of " if "patching" in self.meta else ""
         part = f", {part}" if (part := part_text(self.meta)) else ""
         asked = f"{patches}{scope_text(self.meta, '?')}{'' if patches else times}"
-        return f"Scores({shape or 'one value'}; {asked}, {self.units}, {self.meta.get('model', '?')}{part})"
+        model = self.meta.get("model", "?")
+        return f"{type(self).__name__}({shape or 'one value'}; {asked}, {self.units}, {model}{part})"
 
     def _repr_html_(self) -> str:
         """A token strip or a table of sites by tokens: escaped, inline style, no script; fits untrusted notebooks."""

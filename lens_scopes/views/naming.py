@@ -19,7 +19,7 @@ def title_of(meta: _Facts) -> str:
         return f"{common(sides)}: {' − '.join(differing(sides, [''] * len(sides)))}"
     asked = f"{_scope(meta)} on {meta.get('model', 'a model')}"
     asked = f"{asked} ({part})" if (part := part_text(meta)) else asked
-    return f"{meta['patching']} effects of patches: {asked}" if "patching" in meta else asked
+    return f"{_effects(meta)}: {asked}" if "patching" in meta else asked
 
 
 def common(metas: Sequence[_Facts]) -> str:
@@ -92,9 +92,14 @@ def _position(meta: _Facts) -> str:
     return f"after positions {at}"
 
 
+def _effects(meta: _Facts) -> str:
+    by = f" ({meta['method']})" if "method" in meta else ""
+    return f"{meta['patching']} effects of patches{by}"
+
+
 #: What may tell results apart, in this order.
 _TOLD: tuple[Callable[[_Facts], str], ...] = (
-    lambda meta: str(meta.get("patching", "score")),
+    lambda meta: _effects(meta) if "patching" in meta else "score",
     _scope,
     _model,
     lambda meta: str(meta.get("host", "")),

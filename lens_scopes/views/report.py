@@ -1,6 +1,6 @@
 """One self-contained page about some results: prompt, prediction, every view, provenance, and an explorer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,13 +172,18 @@ def facts(result: Any) -> list[tuple[str, str]]:
         ("part", part_text(meta)),
         ("along", meta.get("along")),
         ("method", meta.get("method")),
-        ("path", f"{meta['steps']} points; they miss {meta['gap']:.2e} of the metric" if "gap" in meta else None),
+        ("path", _path(meta) if "gap" in meta else None),
         ("residual", f"{result.residual:.2e} of the largest total" if isinstance(result, Flow) else None),
         ("standard errors", "yes, from random probes" if getattr(result, "stderr", None) is not None else None),
         ("versions", versions),
         ("token ids", " ".join(map(str, meta.get("token_ids", ())))),
     ]
     return [(name, str(value)) for name, value in found if value not in (None, "", [], {})]
+
+
+def _path(meta: Mapping[str, Any]) -> str:
+    # Files of 0.1.0 have as many points as steps.
+    return f"{meta.get('points', meta.get('steps'))} points; they miss {meta['gap']:.2e} of the metric"
 
 
 def _once(values: Any) -> Any:
