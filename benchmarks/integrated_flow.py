@@ -48,7 +48,7 @@ def one_pair(model, clean, corrupted, scope, points):
     """Pearson of flow and of the gradient with patches of whole heads, and the gap by number of points, relative."""
     every = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
     measured = ls.patching.measure(model, clean, corrupted, scope, where=every).values
-    gradient = ls.patching.predict(model, clean, corrupted, scope, sites="z").values.sum(1)
+    gradient = ls.patching.predict(model, clean, corrupted, scope, sites="z", method="gradient").values.sum(1)
     flows = {n: ls.flow(model, clean, scope, against=corrupted, steps=n) for n in points}
     metric = flows[points[0]].meta["metric"]
     gaps = {n: abs(flow.meta["gap"] / (metric["clean"] - metric["corrupted"])) for n, flow in flows.items()}

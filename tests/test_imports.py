@@ -34,6 +34,7 @@ LEVELS = (
         "scopes/protocol",
         "scopes/factor",
         "scopes/sweeps",
+        "scopes/twins",
         "host/hooked",
         "views/cells",
         "views/circuits",

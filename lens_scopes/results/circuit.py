@@ -67,9 +67,9 @@ def circuit_of(flow: "Flow", share: float) -> Circuit:
     last, through = flow.last_heads(), flow.top(flow.heads[0].numel() + len(flow.mlps[0]))
     chosen = _fewest(last, share)
     missing = 1 - share
-    picked = {_name(row): float(row.share) for row in chosen.itertuples()}
+    picked = {_name(row): float(row.share) for row in _rows(chosen)}
     nodes = []
-    for row in through.itertuples():
+    for row in _rows(through):
         name = _name(row)
         if name in picked or abs(float(row.share)) > missing:
             head = None if row.kind == "mlp" else int(row.head)
@@ -86,6 +86,10 @@ def _fewest(parts: "pd.DataFrame", share: float) -> "pd.DataFrame":
     ordered = parts.sort_values("share", ascending=False, kind="stable")
     reached = ordered.share.cumsum() >= share - 1e-9
     return ordered.iloc[: int(reached.to_numpy().argmax()) + 1] if reached.any() else ordered
+
+
+def _rows(frame: "pd.DataFrame") -> list[Any]:
+    return list(frame.itertuples())
 
 
 def _name(row: Any) -> str:
