@@ -3,8 +3,10 @@
     python benchmarks/faithfulness.py demo --cases 60        # the embedded model's five kinds
     python benchmarks/faithfulness.py lambada                # stories260K on the LAMBADA prompts of the reference file
     python benchmarks/faithfulness.py golden                 # the authors' protocol against their own numbers
+    python benchmarks/faithfulness.py paper                  # Gemma 3 270M beside the models of the paper's table (hours)
 
-The reference data are looked for at LENS_SCOPES_REFERENCE, by default ../shared beside the checkout.
+The reference data are looked for at LENS_SCOPES_REFERENCE, by default ../shared beside the checkout, the real model at
+LENS_SCOPES_REAL_MODEL, where ``make real-model`` puts it. "paper" goes on where it was stopped.
 """
 
 import argparse
@@ -41,6 +43,46 @@ PAPER = {
     "fisher_full": "fisher_exact",
     "gradient_x_input_nll": "gradient_x_input_norm",
     "ig_nll_5": "integrated_gradients_norm",
+}
+
+
+# What the paper reports for LAMBADA (arXiv 2601.16407, its published per-prompt files): the area under the mean change of
+# log p at 5, 10 and 20 % of the tokens, and its standard error. Rows: model, prompts; columns as in PAPER_METHODS.
+PUBLISHED = {
+    ("Llama-3.2-1B", 1000): (
+        "-0.261",
+        "-1.284 ± 0.020",
+        "-1.095",
+        "-1.298 ± 0.020",
+        "-1.317 ± 0.019",
+        "-1.320 ± 0.018",
+    ),
+    ("Llama-3.2-3B", 1000): (
+        "-0.229",
+        "-1.119 ± 0.019",
+        "-0.672",
+        "-1.162 ± 0.019",
+        "-1.173 ± 0.019",
+        "-1.175 ± 0.018",
+    ),
+    ("Llama-3.1-8B", 200): ("-0.294", "-1.196 ± 0.044", "-1.013", "-1.175 ± 0.043", "-1.145 ± 0.045", "-1.205 ± 0.042"),
+    ("Qwen2.5-1.5B", 1000): (
+        "-0.349",
+        "-1.720 ± 0.022",
+        "-1.714",
+        "-1.682 ± 0.022",
+        "-1.861 ± 0.020",
+        "-1.775 ± 0.020",
+    ),
+    ("Qwen2.5-3B", 1000): ("-0.293", "-1.392 ± 0.019", "-1.386", "-1.336 ± 0.020", "-1.554 ± 0.018", "-1.410 ± 0.018"),
+}
+PAPER_METHODS = {
+    "random": "random",
+    "gradient_x_input_norm": "gradient × input",
+    "integrated_gradients_norm": "integrated gradients",
+    "semantic": "Semantic",
+    "temperature": "Temperature",
+    "fisher_low_rank_1": "Fisher, rank 1",
 }
 
 
@@ -133,15 +175,49 @@ def golden():
     print(text)
 
 
+def paper(prompts):
+    """The authors' protocol on their first prompts: the areas beside theirs, and the paired differences."""
+    directory = Path(os.environ.get("LENS_SCOPES_REAL_MODEL", "~/.cache/lens_scopes/gemma3-270m")).expanduser()
+    model = ls.load(directory)
+    lines = (REFERENCE / "data" / "lambada.jsonl").read_text(encoding="utf-8").splitlines()[:prompts]
+    texts = [json.loads(line)["prompt"] for line in lines]
+    areas = []
+    for bos in ([], [model.tokenizer.bos_token_id]):
+        ids = [bos + model.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        table = evaluate.compare_methods(
+            model,
+            ids,
+            list(PAPER_METHODS),
+            baseline="gradient_x_input_norm",
+            protocol="paper",
+            resume=f"build/paper-{len(texts)}-{'with' if bos else 'without'}-bos.safetensors",
+        )
+        five, ten, twenty = (table.values[:, :, table.measures.index(share)] for share in ("0.05", "0.1", "0.2"))
+        area = 0.025 * (five + ten) + 0.05 * (ten + twenty)  # [method, prompt]; theirs too is not divided by the width
+        cells = []
+        for name in PAPER_METHODS:
+            mine = area[table.methods.index(name)]
+            cells.append(f"{mine.mean():.3f} ± {mine.std(correction=0) / len(mine) ** 0.5:.3f}")
+        areas.append([f"**Gemma 3 270M, {'with' if bos else 'without'} `<bos>`**", len(texts), *cells])
+    rows = [*areas, *([model, count, *cells] for (model, count), cells in PUBLISHED.items())]
+    text = markdown(["model", "prompts", *PAPER_METHODS.values()], rows)
+    text += "\n\nGemma with `<bos>`, change of log p:\n\n" + table.to_markdown(["0.05", "0.1", "0.2"])
+    write(PAGE, "paper", text)
+    print(text)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("demo", "lambada", "golden"))
+    parser.add_argument("what", choices=("demo", "lambada", "golden", "paper"))
     parser.add_argument("--cases", type=int, default=60, help="per kind of the embedded model")
+    parser.add_argument("--prompts", type=int, default=200, help="of LAMBADA, for the paper's table")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     if arguments.what == "demo":
         demo(arguments.cases)
+    elif arguments.what == "paper":
+        paper(arguments.prompts)
     else:
         {"lambada": lambada, "golden": golden}[arguments.what]()
 

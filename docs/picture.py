@@ -1,8 +1,8 @@
-"""Draws docs/picture.png, the first picture of the README: views of the demo model's results, as a notebook shows them.
+"""Draws docs/picture.png, the first picture of the README: views of a real model's results, as a notebook shows them.
 
-    python docs/picture.py [--chromium /usr/bin/chromium]
+    python docs/picture.py DIRECTORY_OF_GEMMA_3_270M [--chromium /usr/bin/chromium]
 
-Run it again when the demo model changes. Needs Chromium; playwright and Pillow come with the dev requirements.
+Run it again when the views change. Needs Chromium; playwright and Pillow come with the dev requirements.
 """
 
 import argparse
@@ -19,7 +19,8 @@ from lens_scopes.views import choosing
 from lens_scopes.views.markup import predictions
 
 PICTURE = Path(__file__).with_name("picture.png")
-PROMPT = "German : heute sieht der Hund die Maus . English : today the dog"
+PROMPT = "The capital of France is the city of"
+SCOPE = ls.Semantic(" Paris", versus=" Rome")
 STYLE = """
 body { margin: 0; background: #fff; color: #111; color-scheme: light; font: 14px system-ui, sans-serif }
 main { width: 860px; padding: 18px 20px }
@@ -29,18 +30,17 @@ code { font: 13px ui-monospace, monospace; color: #084594 } .says { margin: 8px 
 """
 
 
-def page() -> str:
+def page(model: object) -> str:
     """The question, the code that asks it, and the view that answers, twice."""
-    model = ls.demo.load()
-    scores = ls.score(model, PROMPT, ls.Semantic())
-    flow = ls.flow(model, PROMPT, ls.Semantic())
+    scores = ls.score(model, PROMPT, SCOPE)
+    flow = ls.flow(model, PROMPT, SCOPE)
     return (
         f"<!doctype html><meta charset='utf-8'><style>{STYLE}</style><main>"
         "<h2>Which tokens, at which layer, does this prediction depend on?</h2>"
-        f"<code>{html.escape('ls.score(model, prompt, ls.Semantic())')}</code>"
+        f"<code>{html.escape(f'ls.score(model, {PROMPT!r}, ls.{SCOPE!r})')}</code>"
         f"<div class='says'>{predictions(scores.meta)}</div>{choosing.body(scores, 'layers')}"
         "<h2>Through which heads, and along which positions?</h2>"
-        f"<code>{html.escape('ls.flow(model, prompt, ls.Semantic())')}</code>"
+        f"<code>{html.escape(f'ls.flow(model, {PROMPT!r}, ls.{SCOPE!r})')}</code>"
         f"<div class='pair'><div>{choosing.body(flow, 'heads')}</div>"
         f"<div>{choosing.body(flow, 'stream')}</div></div></main>"
     )
@@ -49,12 +49,13 @@ def page() -> str:
 def main() -> None:
     """Write the picture and say how large it is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a directory that ls.load takes")
     parser.add_argument("--chromium", default=shutil.which("chromium") or "/usr/bin/chromium")
     options = parser.parse_args()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=options.chromium, args=["--no-sandbox", "--disable-gpu"])
         tab = browser.new_page(viewport={"width": 900, "height": 700}, device_scale_factor=2, color_scheme="light")
-        tab.set_content(page())
+        tab.set_content(page(ls.load(options.model)))
         drawn = tab.locator("main").screenshot()
         browser.close()
     # Flat colours: a palette shows the same in a third of the size.

@@ -286,3 +286,27 @@ def test_meta_says_how_it_was_worked_out():
     assert (notes["method"], notes["basis"], notes["heavy_words"]) == ("estimate", "y", tiny.VOCAB)
     trace = math.log(float(truth_of("llama").fisher.trace()))
     assert notes["log_trace"] == pytest.approx(trace, abs=1e-4)
+
+
+def drawn(count):
+    """A scope of six vectors, of which the last ``count(position)`` are random probes."""
+
+    def scope(state):
+        generator = torch.Generator().manual_seed(state.position)
+        vectors = torch.randn(6, len(state.y), generator=generator).to(state.y)
+        return ls.Cotangents(vectors, squared=True, probes=count(state.position))
+
+    return scope
+
+
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_a_position_known_exactly_beside_an_estimated_one(backend):
+    model, ids = tiny.host("gpt2", backend), tiny.tokens(7)
+    both = ls.score(model, ids, drawn(lambda position: 4 * (position == 3)), position=[3, 5])
+    alone = ls.score(model, ids, drawn(lambda position: 4), position=3)
+    assert_close(both.sel(target_pos=3).stderr, alone.stderr, 1e-9)
+    exact = both.sel(target_pos=5)
+    assert not exact.stderr.any()
+    assert all(torch.equal(end, exact.values) for end in exact.interval())
+    with pytest.raises(ValueError, match=r"made \[2, 4\] random probes at different positions"):
+        ls.score(model, ids, drawn(lambda position: 4 if position == 3 else 2), position=[3, 5])

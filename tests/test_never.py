@@ -1,6 +1,8 @@
 """What must never happen: every row of the design's last table, with the text that the user gets, and what is left behind."""
 
+import copy
 import re
+from contextlib import suppress
 
 import pytest
 import torch
@@ -433,3 +435,20 @@ def test_nothing_here_is_ever_unpickled():
         code = "\n".join(line for line in source.read_text(encoding="utf-8").splitlines() if "never" not in line)
         found = [match for match in names.findall(code) if "weights_only=True" not in code]
         assert not found, f"{source.name}: {found}"
+
+
+@pytest.mark.parametrize("pair", [*tiny.HOSTS, *tiny.OTHER_HOSTS], ids=tiny.host_id)
+def test_no_graph_stays_in_the_model(pair):
+    """A Bridge notes patterns on its modules: a model that holds a graph cannot be copied, and holds its memory."""
+    model = tiny.fresh_host(*pair, torch.float32)
+    ls.score(model, tiny.tokens(), ls.Semantic(7))
+    with suppress(RuntimeError):  # Granite on TransformerLens 3.9
+        ls.flow(model, tiny.tokens(), ls.Semantic(7))
+    assert isinstance(copy.deepcopy(model), type(model))
+    kept = [(name, key) for name, module in model.named_modules() for key, x in vars(module).items() if in_graph(x)]
+    assert not kept
+
+
+def in_graph(value):
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+    return any(isinstance(one, torch.Tensor) and one.grad_fn is not None for one in values)

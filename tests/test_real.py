@@ -135,6 +135,17 @@ def test_every_layer_is_a_gradient_of_the_bare_model(real_model, bare, ids):
         close(found, row, 2e-5, site)
 
 
+def test_the_picture_of_the_readme(real_model):
+    """After blocks 4 to 11 France is the largest but <bos>, then the last position."""
+    prompt, scope = "The capital of France is the city of", ls.Semantic(" Paris", versus=" Rome")
+    scores = ls.score(real_model, prompt, scope, sites="resid_post")
+    france = scores.tokens.index(" France")
+    assert [int(row[1:].argmax()) + 1 for row in scores.values[4:]] == [france] * 8 + [len(scores.tokens) - 1] * 6
+    stream = ls.flow(real_model, prompt, scope).stream[0]
+    assert float(stream[12, france] / stream[12].sum()) > 0.15
+    assert abs(float(stream[13, france] / stream[13].sum())) < 0.05
+
+
 @pytest.mark.parametrize("rank", [1, 4])
 def test_truncated_fisher_is_its_formula(real_model, bare, ids, spectrum, rank):
     """Made of 8,192 words, which carry over 99 %. Seen: 2.4e-5 of the largest; coverage lower by 1.6e-5."""

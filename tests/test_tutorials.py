@@ -46,8 +46,8 @@ def text(cell: dict) -> str:
     return "".join(cell["source"])
 
 
-def test_there_are_seven():
-    assert [path.name[:2] for path in NOTEBOOKS] == [f"{n}_" for n in range(1, 8)]
+def test_there_are_eight():
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{n}_" for n in range(1, 9)]
 
 
 @every_notebook
@@ -77,19 +77,32 @@ def test_the_first_cell_chooses_the_model(path):
     assert text(first).startswith(MODEL)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
-@every_notebook
-def test_runs_on_another_model(path, another_model):
+def run(path: Path, model: Path) -> None:
+    """A notebook with this model, in a kernel of its own."""
     import nbformat
     from nbclient import NotebookClient
 
     notebook = nbformat.read(path, as_version=4)
     first = next(cell for cell in notebook.cells if cell.cell_type == "code")
-    first.source = first.source.replace(MODEL, f"MODEL = {str(another_model)!r}")
+    first.source = first.source.replace(MODEL, f"MODEL = {str(model)!r}")
     arguments = ["--IPKernelApp.log_level=ERROR"]
     client = NotebookClient(
-        notebook, timeout=600, extra_arguments=arguments, resources={"metadata": {"path": str(FOLDER)}}
+        notebook, timeout=1200, extra_arguments=arguments, resources={"metadata": {"path": str(FOLDER)}}
     )
     done = client.execute(env=os.environ | ENVIRONMENT)
     assert all(cell.execution_count for cell in done.cells if cell.cell_type == "code")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+@every_notebook
+def test_runs_on_another_model(path, another_model):
+    run(path, another_model)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+@pytest.mark.parametrize("path", [NOTEBOOKS[n - 1] for n in (1, 3, 4, 8)], ids=lambda path: path.stem)
+def test_runs_on_a_real_model(path, real_directory):
+    run(path, real_directory)

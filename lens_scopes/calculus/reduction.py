@@ -64,9 +64,20 @@ def reduced(
 def combined(
     rows: Float[Tensor, "row site pos *head"], cotangents: Sequence[Cotangents], units: Units, signed: bool
 ) -> tuple[Float[Tensor, "target site pos *head"], Float[Tensor, "probe target site pos *head"] | None]:
-    """The scores of one prompt from its reduced rows, position by position; and what each random probe contributed."""
-    rows = rows.double() if units == "squared" else rows  # weights may be far below what float32 holds
+    """The scores of one prompt from its reduced rows, position by position; and what each random probe contributed.
+
+    Raises:
+        ValueError: positions estimated by different numbers of probes.
+
+    """
+    dtype = torch.float64 if units == "squared" else rows.dtype
+    if dtype == torch.float64 or any(made.weights is not None for made in cotangents):
+        rows = rows.double()  # weights may be far below what float32 holds
     quadratic = rows.square() if signed else rows
+    drawn_at = {made.probes for made in cotangents} - {0}
+    if len(drawn_at) > 1:
+        msg = f"the scope made {sorted(drawn_at)} random probes at different positions: make the same number at each"
+        raise ValueError(msg)
     values, probes, start = [], [], 0
     for made in cotangents:
         mine = slice(start, start + len(made.vectors))
@@ -76,12 +87,12 @@ def combined(
         if made.probes:
             drawn = part[-made.probes :]
             probes.append(drawn.mean(0) + made.scatter * (drawn - drawn.mean(0)))
+        elif drawn_at:  # known exactly here: nothing scatters
+            probes.append(part.new_zeros(max(drawn_at), *part.shape[1:]))
         if units == "signed":
-            values.append(rows[mine][0] * made.root_weights()[0].to(rows))
-        else:
-            values.append(part.sum(0) if units == "squared" else part.sum(0).sqrt())
-    every = len(probes) == len(values) and len({len(p) for p in probes}) == 1
-    return torch.stack(values), torch.stack(probes, 1) if every else None
+            part = rows[mine] * made.root_weights()[0].to(rows)
+        values.append(part.sum(0) if units in ("squared", "signed") else part.sum(0).sqrt())
+    return torch.stack(values).to(dtype), torch.stack(probes, 1) if probes else None
 
 
 def _reduce(gradient: Tensor, along: Tensor | None) -> Tensor:

@@ -36,7 +36,7 @@ class Journal:
         if path is None:
             return cls(None)
         path = Path(path)
-        text = json.dumps(asked, sort_keys=True, default=str)
+        text = json.dumps(asked, sort_keys=True)
         fingerprint = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         header = json.dumps({"comparison": fingerprint})
         # A line that an interrupted run left unfinished has no end of line: it is dropped.

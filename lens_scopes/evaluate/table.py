@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +29,13 @@ from lens_scopes.evaluate.journal import Journal
 from lens_scopes.evaluate.leave_one_out import divergence
 from lens_scopes.evaluate.methods import REFERENCES, Method, attribute
 from lens_scopes.evaluate.protocol import Protocol, ask
+from lens_scopes.host.fingerprint import weights
 from lens_scopes.host.prompts import Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.results import files, labelled
 from lens_scopes.results.given import Integer, integer, listed, shown
 from lens_scopes.results.provenance import Meta, versions
-from lens_scopes.scopes.protocol import Scope, text_of
+from lens_scopes.scopes.protocol import Scope, data_of
 from lens_scopes.views import markup
 
 if TYPE_CHECKING:
@@ -281,9 +282,13 @@ def compare_methods(
         "taken": [counts(len(ranked_positions(q, skip, protocol)), fractions) for q in questions],
         "references": references,
     }
-    asked = {"methods": {name: _text(method) for name, method in by_name.items()}, "measures": measures, "seed": seed}
-    rows = Journal.open(resume, {**how, **asked, "prompts": [q.ids for q in questions], "corpus": corpus})
     ablation = Ablation.of(questions, replace, corpus, seed)
+    asked = {"measures": measures, "seed": seed, "prompts": [q.ids for q in questions], "fractions": fractions}
+    if resume is not None:
+        told = {name: _told(name, method) for name, method in by_name.items()}
+        drawn = [ids.tolist() for ids in ablation.substitutes]
+        asked |= {"methods": told, "weights": weights(questions[0].host), "drawn": drawn}
+    rows = Journal.open(resume, {**how, **asked})
     for number, question in enumerate(tqdm(questions, desc="comparing methods")):
         if number in rows:
             continue
@@ -302,8 +307,26 @@ def compare_methods(
     return Table(rows.stack(), tuple(by_name), measures, baseline, seed, how | {"versions": versions()})
 
 
-def _text(method: AnyMethod) -> str:
-    return method if isinstance(method, str) else text_of(method)  # type: ignore[arg-type] - a function has a name
+def _told(name: str, method: AnyMethod) -> Any:
+    """A method so that another one of the same name is told apart.
+
+    Raises:
+        ValueError: a function that remembers values from where it was written: they are nowhere to be read.
+
+    """
+    if isinstance(method, str):
+        return method
+    function = getattr(method, "fn", method)
+    while isinstance(function, partial):
+        function = function.func
+    if getattr(function, "__closure__", None):
+        msg = (
+            f"resume cannot tell whether {name!r} is the same method in a later run: its function remembers values "
+            "from where it was written; give them by functools.partial, or compare without resume"
+        )
+        raise ValueError(msg)
+    code = getattr(function, "__code__", None)
+    return [data_of(method), None if code is None else [code.co_code.hex(), repr(code.co_consts), code.co_names]]  # type: ignore[arg-type]
 
 
 def _ranks(effects: Float[Tensor, " kept"], kept: list[int], values: list[Tensor]) -> Float[Tensor, " method"]:

@@ -1,7 +1,7 @@
 """One forward pass whose sites stay open for differentiation, stopped before the final norm."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -65,8 +65,10 @@ def run_to_last_residual(
 
     Raises:
         RuntimeError: a site's hook did not fire.
+        ValueError: an edit that would reach half of what a site goes to.
 
     """
+    _refuse_split(host, edits or {})
     recorder = _Recorder()
     opened = {name: None for site in sites for name in (entrance(host, site), site)}
     all_hooks = [*hooks, *((name, recorder.hook(name)) for name in opened)]
@@ -96,6 +98,19 @@ def run_to_last_residual(
     last = recorder.values.get(final, end[0])
     handles = {site: recorder.values[entrance(host, site)] for site in sites}
     return Captured({site: recorder.values[site] for site in sites}, handles, last)
+
+
+def _refuse_split(host: Host, edits: Collection[str]) -> None:
+    """Refuse to edit a Bridge's hook_resid_mid behind a user's hook: what that returns goes to the MLP alone."""
+    middle = [name for name in edits if name.endswith("hook_resid_mid")] if host.is_bridge else []
+    hooked = [name for name in middle if name in host.hooked()]
+    if hooked:
+        msg = (
+            f"there is a hook of yours at {hooked[0]}, and on a TransformerBridge what it returns reaches the MLP, not "
+            "the skip connection: a patch there would be half a patch; take the hook out, or patch resid_pre or "
+            "resid_post"
+        )
+        raise ValueError(msg)
 
 
 def entrance(host: Host, site: str) -> str:

@@ -1,9 +1,11 @@
 """What a model computes with, in short: whether what was kept from it still holds."""
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lens_scopes.host.model import Host
 
@@ -12,14 +14,29 @@ _LOOKED_AT = 64
 
 
 def fingerprint(host: Host) -> str:
-    """The model's class, its weights and the hooks in force, as one word.
+    """The model's class, its weights and the hooks in force, as one word. Of this process: it counts edits.
 
     Of each weight its version and some of its numbers, since edits through ``.data`` leave no other trace.
     """
     places = dict(host.model.named_modules()) | dict(host.model.hook_dict)
     seen: list[Any] = [type(host.model).__name__, {name: list(places[name]._forward_hooks) for name in host.hooked()}]
+    for name, p, some in _looked_at(host):
+        seen += [name, p.dtype, tuple(p.shape), 0 if p.is_inference() else p._version, some]
+    return _word(seen)
+
+
+def weights(host: Host) -> str:
+    """The model's weights as one word, the same in every process and on every device: some numbers of each."""
+    return _word([(name, str(p.dtype), tuple(p.shape), some) for name, p, some in _looked_at(host)])
+
+
+def _looked_at(host: Host) -> Iterator[tuple[str, Tensor, bytes]]:
+    """Parameters and buffers by name, with some of their numbers."""
     with torch.no_grad():
         for name, p in (*host.model.named_parameters(), *host.model.named_buffers()):
             some = p.detach().flatten()[:: max(1, p.numel() // _LOOKED_AT)].double().cpu()
-            seen += [name, p.dtype, tuple(p.shape), 0 if p.is_inference() else p._version, some.numpy().tobytes()]
+            yield name, p, some.numpy().tobytes()
+
+
+def _word(seen: list[Any]) -> str:
     return hashlib.blake2b(repr(seen).encode(), digest_size=16).hexdigest()

@@ -28,8 +28,8 @@ _locks_lock = threading.Lock()
 # TransformerLens tells hooks of nested contexts apart by their level, and counts its own from 0 up.
 _levels = count(1)
 
-# Where a Bridge's attention keeps the stream between two steps of a pass.
-_NOTE = "_captured_pre_ln_residual"
+# What a Bridge's attention keeps from a pass, graph and all: the stream between two steps, and its latest pattern.
+_NOTES = ("_captured_pre_ln_residual", "_pattern")
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,23 +164,24 @@ class Host:
             yield
 
     def run(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The logits of one pass. Should an exception stop it, what the host has noted on its modules is put back."""
+        """The logits of one pass. What the host notes on its modules meanwhile is put back."""
         with undone(self.notes()):
             return self.model(tokens)
 
     def notes(self) -> Callable[[], None]:
         """What puts the host's own notes back to what they are now."""
-        noted = [(module, vars(module)[_NOTE]) for module in self._noting]
+        noted = [(module, name, vars(module)[name]) for module, name in self._noting]
 
         def undo() -> None:
-            for module, note in noted:
-                setattr(module, _NOTE, note)
+            for module, name, note in noted:
+                setattr(module, name, note)
 
         return undo
 
     @cached_property
-    def _noting(self) -> list[nn.Module]:
-        return [module for module in self.model.modules() if _NOTE in vars(module)] if self.is_bridge else []
+    def _noting(self) -> list[tuple[nn.Module, str]]:
+        modules = self.model.modules() if self.is_bridge else ()
+        return [(module, name) for module in modules for name in _NOTES if name in vars(module)]
 
     def hooked(self) -> tuple[str, ...]:
         """Where hooks are in force that are neither this package's nor the host's own: they change what is measured."""

@@ -10,6 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from lens_scopes.host import Host
+from lens_scopes.results.given import integer
 from lens_scopes.sites import HEADS, Sites, layer_of
 
 #: What of a site [pos, ...] is patched.
@@ -108,7 +109,7 @@ def _heads(host: Host, sites: Sites, where: Sequence[Any], heads: int) -> list[t
     found = []
     for entry in where:
         try:
-            layer, head = (int(number) for number in entry)
+            layer, head = (integer(number, "of a head (layer, head), each") for number in entry)
         except (TypeError, ValueError):
             msg = f"where lists heads as (layer, head), got {entry!r}; write e.g. where=[(5, 1), (7, 0)]"
             raise ValueError(msg) from None

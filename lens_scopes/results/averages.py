@@ -18,7 +18,8 @@ _NAMED = ("role", "span")
 _KEPT: Mapping[str, tuple[str, ...]] = {"site": ("site",), "head": ("site", "head")}
 _JOINED: Mapping[str, tuple[str, ...]] = {"site": ("pos", "head"), "head": ("pos",)}
 # Facts in which the results of one profile agree.
-_ALIKE = ("model", "folded", "centred", "freeze", "along", "patching", "aggregated")
+_ALIKE = ("model", "folded", "centred", "freeze", "hooks", "along", "patching", "steps", "aggregated", "reduce")
+
 # What may differ from prompt to prompt: which token is explained, and the random draw.
 _OWN = ("target", "versus", "seed")
 
@@ -102,7 +103,8 @@ def _refuse_mixed(results: Sequence[Scores | Flow]) -> None:
             "sources",
             lambda one: "some tokens" if isinstance(one, Flow) and len(one.sources) < len(one.tokens) else "all",
         ),
-        ("selected sites", lambda one: one.meta.get("selected", {}).get("site")),
+        ("selections", lambda one: _taken(one.meta.get("selected", {}))),
+        ("sums", lambda one: one.meta.get("summed")),
     ]
     for what, of in told:
         first = of(results[0])
@@ -110,6 +112,11 @@ def _refuse_mixed(results: Sequence[Scores | Flow]) -> None:
         if other != first:
             msg = f"a mean is over results of one kind, and these have different {what}: {first} and {other}"
             raise ValueError(msg)
+
+
+def _taken(selected: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What was picked; of each prompt a position of its own may be."""
+    return {dim: "one" if dim == "pos" else label for dim, label in selected.items() if dim != "target_pos"}
 
 
 def _unit(result: Scores | Flow) -> str:
@@ -188,7 +195,7 @@ def _narrow(scores: Scores, by: str) -> Scores:
 def _end(scores: Scores) -> int:
     """The position explained: what stands after it has no score."""
     known = scores.meta.get("positions") or [max(scores.coords.get("pos", (0,)))]
-    return scores.meta.get("selected", {}).get("target_pos", known[-1])
+    return scores.meta.get("selected", {}).get("target_pos", max(known))
 
 
 def _bin(n: int, bins: int) -> str:

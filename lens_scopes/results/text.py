@@ -1,12 +1,14 @@
 """Text: a prompt whose parts have names, as ``generate`` and ``join`` make it; what the names mean as positions."""
 
-from collections.abc import Mapping
+from collections.abc import ItemsView, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
+
+from lens_scopes.results.given import integer, listed, shown
 
 
 @dataclass(frozen=True, repr=False)
@@ -21,6 +23,7 @@ class Text:
         spans: by name, (start, stop) in tokens. ``generate`` and ``join`` write "prompt" and "completion".
 
     Raises:
+        TypeError: ids or ends of spans that are no integers, tokens that are no strings.
         ValueError: not one text per id, a span outside of the text or without a token, or a span called "all".
 
     Example:
@@ -42,10 +45,12 @@ class Text:
         spans: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
         """See the class."""
-        numbers = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-        named = {str(name): (int(start), int(stop)) for name, (start, stop) in (spans or {}).items()}
-        object.__setattr__(self, "ids", tuple(map(int, numbers)))
+        object.__setattr__(self, "ids", tuple(integer(one, "a Text's ids are integers; one") for one in listed(ids)))
+        if isinstance(tokens, str) or not all(isinstance(one, str) for one in tokens):
+            msg = f"a Text's tokens are a list of strings, one per id, got {shown(tokens)}; write ['The', ' cat']"
+            raise TypeError(msg)
         object.__setattr__(self, "tokens", tuple(tokens))
+        named = {str(name): _ends(name, span) for name, span in _items(spans)}
         object.__setattr__(self, "spans", MappingProxyType(named))
         if len(self.ids) != len(self.tokens):
             msg = f"a Text has one text per id, got {len(self.ids)} ids and {len(self.tokens)} tokens"
@@ -106,6 +111,22 @@ class Text:
     def __reduce__(self) -> tuple[Any, ...]:
         """Spans travel as a dict: a view of one cannot be pickled."""
         return Text, (self.ids, self.tokens, dict(self.spans))
+
+
+def _items(spans: Any) -> "ItemsView[str, Any]":
+    if spans is not None and not isinstance(spans, Mapping):
+        msg = f"a Text's spans are a dict, got {shown(spans)}; write {{'question': (3, 8)}}"
+        raise TypeError(msg)
+    return (spans or {}).items()
+
+
+def _ends(name: str, span: Any) -> tuple[int, int]:
+    ends = listed(span) if isinstance(span, Sequence | Tensor) and not isinstance(span, str) else ()
+    if len(ends) != 2:
+        msg = f"the span {name!r} is (start, stop) in tokens, got {shown(span)}; write (3, 8)"
+        raise TypeError(msg)
+    start, stop = (integer(one, f"the span {name!r} is (start, stop) in tokens; an end") for one in ends)
+    return start, stop
 
 
 def predicting(name: str, start: int, stop: int) -> range:

@@ -1,5 +1,6 @@
 """Continuation: several forced tokens explained as one, by a cotangent spread over the positions before them."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from torch import Tensor
 from lens_scopes.results.given import Integer, integer, listed, shown
 from lens_scopes.scopes.state import Cotangents, FinalState
 from lens_scopes.scopes.sweeps import log_prob, log_prob_gradients
+from lens_scopes.scopes.twins import doubt
 
 Kind = Literal["logprob", "logit"]
 
@@ -30,6 +32,8 @@ class Continuation:
         versus: another answer after the same prompt, whose log p is subtracted. It has to differ in its last token
             alone, so that both are read off one forward pass.
         kind: "logprob", or "logit" for Σ_p z_{x_p}, whose cotangents do not fade where the model is sure.
+
+    Warns (when called): text whose first word, with (or without) a leading blank, is ten times likelier.
 
     Raises:
         TypeError: neither text nor integers.
@@ -76,6 +80,8 @@ class Continuation:
     def joint(self, states: Sequence[FinalState]) -> Cotangents:
         """v_p at every position, as one row."""
         ids, other = self._ids(states)
+        if isinstance(self.target, str) and (word := re.match(r"\s*\S+", self.target)):
+            doubt(states[0], word.group(), ids[0])
         each: list[dict[str, Any]] = [{"target": token} for token in ids]
         notes: dict[str, Any] = {"each": each}
         if other is not None:
@@ -88,6 +94,12 @@ class Continuation:
         else:
             vectors, log_p = log_prob_gradients(states, ids)
             notes["value"] = float(log_p.sum())
+            if not vectors.any():
+                msg = (
+                    "Continuation: every token is certain (1 − p is 0 in float32): log p cannot move; write "
+                    "kind='logit'"
+                )
+                raise ValueError(msg)
         return Cotangents(vectors[None], notes=notes)
 
     def __call__(self, state: FinalState) -> Cotangents:

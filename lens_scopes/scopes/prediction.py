@@ -21,13 +21,22 @@ class Prediction:
 
     @classmethod
     def of(cls, logits: Float[Tensor, "*run vocab"], top: int | None = None) -> "Prediction":
-        """From logits; apart from another word than the likeliest where ``top`` names it."""
-        top = int(logits.argmax()) if top is None else top
+        """From logits; apart from another word than the likeliest (of several runs, one's) where ``top`` names it."""
+        top = int(logits.argmax()) % logits.shape[-1] if top is None else top
         above = logits.double() - logits.double()[..., top, None]
         above[..., top] = -torch.inf
         odds = above.logsumexp(-1)
         softplus = torch.nn.functional.softplus
         return cls(top, -softplus(-odds), -softplus(odds), above - odds[..., None])
+
+    def entropy(self) -> Float[Tensor, "*run"]:
+        """H(p) = H(p_top, ρ) + ρ H(q), in nats."""
+        of_others = -(self.log_others.exp() * self.finite_log_others()).sum(-1)
+        return self.log_rest.exp() * (of_others - self.log_rest) - self.log_top.exp() * self.log_top
+
+    def finite_log_others(self) -> Float[Tensor, "*run vocab"]:
+        """log q with 0 where q is 0: q log q, and its gradient, are no NaN there."""
+        return self.log_others.nan_to_num(neginf=0.0)
 
     def divergence_from(self, reference: "Prediction") -> Float[Tensor, "*run"]:
         """KL(reference ‖ self) in nats, of two that are apart from the same word: KL of (p_top, ρ) + ρ KL of q."""

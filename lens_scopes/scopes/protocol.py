@@ -134,7 +134,8 @@ def _checked(scope: Scope, made: Any, shape: tuple[int, ...], state: FinalState)
         msg = f"{scope!r} returned a cotangent with NaN or infinity (final state: {state.y.dtype})"
         raise ValueError(msg)
     weights = None if made.weights is None else made.weights.detach()
-    return replace(made, vectors=made.vectors.detach(), weights=weights)  # results hold no graph
+    made = replace(made, vectors=made.vectors.detach(), weights=weights)  # results hold no graph
+    return made.of_ordinary_length(text_of(scope))
 
 
 def _refuse_no_scope(scope: Any) -> None:

@@ -1,6 +1,5 @@
 """The Semantic Scope: the sensitivity of one logit, or of a logit difference (arXiv 2601.16407)."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,11 +10,9 @@ from torch import Tensor
 
 from lens_scopes.results.given import Integer, integer, listed
 from lens_scopes.scopes.state import Cotangents, FinalState
+from lens_scopes.scopes.twins import doubt
 
 Token = str | Integer
-
-# A target is doubted where its twin with or without a blank is so many times likelier.
-_TWIN = 10
 
 
 @dataclass(frozen=True)
@@ -105,13 +102,6 @@ class Semantic:
 def _id(token: str | int, state: FinalState) -> int:
     """The token's id; with a warning where the text with (or without) a leading blank is what the model would say."""
     found = state.token_id(token)
-    if isinstance(token, str) and state.y.ndim == 1:
-        twin = state.twin(token)
-        if twin is not None and state.probs[twin[1]] >= _TWIN * state.probs[found]:
-            other, p, q = twin[0], float(state.probs[found]), float(state.probs[twin[1]])
-            msg = (
-                f"the target {token!r} (id {found}, p {p:.2g}) differs by a blank from {other!r} (id {twin[1]}, "
-                f"p {q:.2g}): the model finds that far likelier; write {other!r} if it is meant, else the id {found}"
-            )
-            warnings.warn(msg, UserWarning, stacklevel=2)
+    if isinstance(token, str):
+        doubt(state, token, found)
     return found

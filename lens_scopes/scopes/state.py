@@ -14,6 +14,10 @@ from lens_scopes.sites import FINAL, one
 
 # Rows of the unembedding that are held in float32 at one time (32 MB at d_model 2048).
 _ROWS = 4096
+# Cotangents between this length and its inverse have squares in float32, times what the model makes of them.
+_SHORT = 1e-6
+# Below this length scores are near the end of float32.
+_NO_LENGTH = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,6 +208,30 @@ class Cotangents:
     def spans(self) -> bool:
         """Whether each row has a vector at every position explained."""
         return self.vectors.ndim == 3
+
+    def of_ordinary_length(self, name: str) -> "Cotangents":
+        """The same with a vector of length 1, and its square as weight: lengths below 1e-19 have no square in float32.
+
+        Raises:
+            ValueError: a vector below what scores, in float32, have digits for.
+
+        """
+        if self.squared or len(self.vectors) > 1 or self.weights is not None:
+            return self
+        length = float(torch.linalg.vector_norm(self.vectors.double()))
+        if length == 0:
+            msg = f"{name} gave a cotangent of zeros: nothing moves what it measures, and every score would be 0"
+            raise ValueError(msg)
+        if _SHORT < length < 1 / _SHORT:
+            return self
+        if length < _NO_LENGTH:
+            msg = (
+                f"{name} gave a cotangent of length {length:.0e}, of which scores keep no digits: what it measures has "
+                "come to rest (a prediction that is certain?); use Semantic, whose logits move on"
+            )
+            raise ValueError(msg)
+        weight = torch.tensor([length**2], dtype=torch.float64, device=self.vectors.device)
+        return replace(self, vectors=(self.vectors.double() / length).to(self.vectors), weights=weight)
 
     def scaled(self) -> tuple["Cotangents", float]:
         """The same with a largest weight of 1, and that weight, for squared units: 1e-200 is no number in float32."""
