@@ -39,7 +39,7 @@ LEVELS = (
         "views/circuits",
         "views/naming",
     ),
-    ("results/averages", "results/prediction", "scopes/quantity"),
+    ("results/averages", "results/prediction", "scopes/quantity", "scopes/twins"),
     (
         "scopes/continuation",
         "scopes/direction",

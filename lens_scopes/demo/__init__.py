@@ -26,11 +26,13 @@ MODEL_DIR = Path(__file__).parent / "model"
 def load(backend: "Backend" = "auto") -> Any:
     """Load the demo model, raw, in eval mode and float32, as a HookedTransformer or a TransformerBridge.
 
-    Equivalent to `lens_scopes.load(lens_scopes.demo.MODEL_DIR, backend=backend)`.
+    Equivalent to `lens_scopes.load(lens_scopes.demo.MODEL_DIR, backend=backend)`, named "demo".
     """
     import lens_scopes
 
-    return lens_scopes.load(str(MODEL_DIR), backend=backend)
+    model = lens_scopes.load(str(MODEL_DIR), backend=backend)
+    model.cfg.model_name = "demo"
+    return model
 
 
 def cases(kind: str | None = None, n: int = 100, seed: int = 0) -> list[Case]:

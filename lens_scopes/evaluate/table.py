@@ -270,7 +270,7 @@ def compare_methods(
     references = [name for name in REFERENCES if name not in by_name]
     by_name |= {name: name for name in references}
     questions = ask(model, prompts, protocol, seed)
-    measures = (*(f"{f:g}" for f in fractions), "aopc", *((RANK,) if leave_one_out else ()))
+    measures = (*map(_label, fractions), "aopc", *((RANK,) if leave_one_out else ()))
     how: Meta = {
         "replace": replace,
         "mode": mode,
@@ -305,6 +305,11 @@ def compare_methods(
             columns.append(_ranks(effects, kept, values))
         rows.add(number, torch.stack(columns, 1))
     return Table(rows.stack(), tuple(by_name), measures, baseline, seed, how | {"versions": versions()})
+
+
+def _label(fraction: float) -> str:
+    """A share as the name of its column, from which it can be read back."""
+    return short if float(short := f"{fraction:g}") == fraction else repr(fraction)
 
 
 def _told(name: str, method: AnyMethod) -> Any:

@@ -52,6 +52,7 @@ def encode(host: Host, prompt: Prompt) -> Int[Tensor, " pos"]:
 
 def _ids(host: Host, prompt: Prompt) -> Tensor:
     if isinstance(prompt, Text):
+        _refuse_another_tokenizer(host, prompt)
         return _tensor(list(prompt.ids))
     if isinstance(prompt, str):
         tokenizer_of(host, "a string prompt")
@@ -74,6 +75,19 @@ def _ids(host: Host, prompt: Prompt) -> Tensor:
         " for several prompts write score_batch"
     )
     raise TypeError(msg)
+
+
+def _refuse_another_tokenizer(host: Host, text: Text) -> None:
+    """Refuse ids that mean other words here: the text would be explained as one that nobody wrote."""
+    if host.tokenizer is None or not text.ids or max(text.ids) >= host.vocab or min(text.ids) < 0:
+        return
+    for at, (own, here) in enumerate(zip(text.tokens, token_texts(host, text.ids), strict=True)):
+        if own != here:
+            msg = (
+                f"the Text's token {at} is {own!r}, and its id {text.ids[at]} is {here!r} for {host.name}: it was made "
+                f"with another tokenizer; make it with this model (ls.join, ls.generate), or give the ids as a list"
+            )
+            raise ValueError(msg)
 
 
 def _outside(host: Host, token: int) -> str:

@@ -225,6 +225,8 @@ def _meta(results: Sequence[Any]) -> Meta:
     """What all have in common; of scopes that differ by their token, the kind."""
     first, *others = (one.meta for one in results)
     common = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+    if "selected" in first and "selected" not in common:  # a position of each prompt's own
+        common["selected"] = {dim: "of its own" if dim == "pos" else label for dim, label in first["selected"].items()}
     if "scope" in first and "scope" not in common:
         kind = first["scope"]["kind"]
         common["scope"] = {"kind": kind, "fields": {}, "text": f"{kind} of each prompt's own target"}

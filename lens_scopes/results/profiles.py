@@ -85,8 +85,17 @@ class Profile:
     def title(self) -> str:
         """One line: what was asked, of how many prompts, and what one prompt's number is."""
         asked = f"{self.meta['scope']['text']} on {self.meta.get('model', 'a model')}" if "scope" in self.meta else ""
-        told = f"mean over {len(self.each)} prompts by {self.by.replace('_', ' ')} ({_STATISTIC[self.by]})"
+        told = f"mean over {len(self.each)} prompts by {self.by.replace('_', ' ')} ({self._statistic()})"
         return f"{asked}: {told}" if asked else told
+
+    def _statistic(self) -> str:
+        """What one prompt's number is, for readers."""
+        picked = self.meta.get("selected", {}).get("pos")
+        if self.by in ("site", "head") and picked is not None:
+            return f"at position {picked}"
+        if self.by in ("site", "head") and "pos" in self.meta.get("summed", ()):
+            return "positions of a prompt summed"
+        return _STATISTIC[self.by]
 
     def to_dataframe(self) -> "pd.DataFrame":
         """A row per label: label, mean, stderr, prompts; of spans also length, the mean number of tokens."""
@@ -120,6 +129,12 @@ class Profile:
     def _of(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> "Profile":
         lengths = tuple(header["lengths"]) or None
         return cls(tensors["each"], tuple(header["labels"]), header["by"], header["unit"], lengths, header["meta"])
+
+    def show(self) -> Any:
+        """The table and its picture, as ``ls.show(profile)``."""
+        from lens_scopes.views.show import show
+
+        return show(self)
 
     def plot(self, **options: Any) -> Any:
         """A matplotlib Figure (or a plotly one): a line with a band of ± 1 standard error where labels have an order,

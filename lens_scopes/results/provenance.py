@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, TypedDict
 
+from lens_scopes.sites import short
+
 Units = Literal["norm", "squared", "signed", "share"]
 
 #: What the units are called wherever they are shown.
@@ -207,10 +209,28 @@ def tokens_of(target: Target | None) -> list[Token]:
     return [target, target["versus"]] if "versus" in target else [target]
 
 
+def target_text(target: Target | None) -> str | None:
+    """The token explained, " against " the other one where there is one."""
+    return " against ".join(one["text"] for one in tokens_of(target)) or None
+
+
 def scope_text(meta: Mapping[str, Any], unknown: str = "scores") -> str:
     """The scope of a result in words; of a ``meta`` that was written by hand, whatever stands there."""
     scope = meta.get("scope", unknown)
     return str(scope.get("text", unknown)) if isinstance(scope, Mapping) else str(scope)
+
+
+def part_text(meta: Mapping[str, Any]) -> str:
+    """Which part of what was computed is left, and what else was in force, in words; empty for all of it."""
+    picked = {dim: label for dim, label in meta.get("selected", {}).items() if dim != "target_pos"}
+    said = [f"{dim} {short(label) if dim == 'site' else label}" for dim, label in picked.items()]
+    said += [f"summed over {', '.join(meta['summed'])}"] if meta.get("summed") else []
+    said += ["total over the positions explained"] if meta.get("reduce") else []
+    by = meta.get("aggregated")
+    said += [f"by {'named span' if by == 'span' else by}"] if by else []
+    said += [f"frozen: {', '.join(meta['freeze'])}"] if meta.get("freeze") else []
+    said += [f"with hooks at {', '.join(meta['hooks'])}"] if meta.get("hooks") else []
+    return "; ".join(said)
 
 
 def plain(value: Any) -> Any:

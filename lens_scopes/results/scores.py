@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lens_scopes.results import difference, files, labelled, spans
-from lens_scopes.results.provenance import Meta, Units, lengths, scope_text
+from lens_scopes.results.provenance import Meta, Units, lengths, part_text, scope_text, target_text
 from lens_scopes.sites import named
 
 if TYPE_CHECKING:
@@ -222,6 +222,8 @@ class Scores:
     def to_dataframe(self) -> "pd.DataFrame":
         """Long form: a row per value; positions as numbers, their tokens beside them; stderr where there is one.
 
+        Where several positions are explained, "target" is the token explained, which comes after "target_pos".
+
         Joined tokens have a column "length": how many they are (of a difference of prompts: of both sides).
         """
         columns = self._columns()
@@ -229,6 +231,9 @@ class Scores:
         extra = {"target_pos": dict(enumerate(self.meta.get("joined_tokens", self.tokens)))}
         extra |= {"pos": dict(zip(self.coords["pos"], self.tokens, strict=True))} if "pos" in self.dims else {}
         frame = labelled.dataframe(columns, self.dims, self.coords, extra)
+        if "target_pos" in self.dims and any(targets := self.meta.get("targets", ())):
+            told = dict(zip(self.meta.get("positions", ()), map(target_text, targets), strict=False))
+            frame.insert(list(frame.columns).index("target_pos_token") + 1, "target", frame.target_pos.map(told))
         if "pos" in self.dims and (found := lengths(self.meta)):
             by_position = dict(zip(self.coords["pos"], found, strict=True))
             numbers = all(one.isdigit() for one in found)
@@ -317,8 +322,11 @@ class Scores:
         """One line."""
         shape = ", ".join(f"{dim}={size}" for dim, size in zip(self.dims, self.values.shape, strict=True))
         times = f" × {along}" if (along := self.meta.get("along")) else ""
-        scope, model = scope_text(self.meta, "?"), self.meta.get("model", "?")
-        return f"{type(self).__name__}({shape}; {scope}{times}, {self.units}, {model})"
+        patches = f"{self.meta['patching']} effects of " if "patching" in self.meta else ""
+        part = f", {part}" if (part := part_text(self.meta)) else ""
+        asked = f"{patches}{scope_text(self.meta, '?')}{'' if patches else times}"
+        kind, model = type(self).__name__, self.meta.get("model", "?")
+        return f"{kind}({shape or 'one value'}; {asked}, {self.units}, {model}{part})"
 
     def _repr_html_(self) -> str:
         """A token strip or a table of sites by tokens: escaped, inline style, no script; fits untrusted notebooks."""

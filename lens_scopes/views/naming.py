@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from lens_scopes.results.provenance import prompt_text, scope_text, unit_text
+from lens_scopes.results.provenance import part_text, prompt_text, scope_text, unit_text
 from lens_scopes.views import markup
 
 # Characters of a prompt that tell it from another.
@@ -18,6 +18,7 @@ def title_of(meta: _Facts) -> str:
         sides = meta["difference"]
         return f"{common(sides)}: {' − '.join(differing(sides, [''] * len(sides)))}"
     asked = f"{_scope(meta)} on {meta.get('model', 'a model')}"
+    asked = f"{asked} ({part})" if (part := part_text(meta)) else asked
     return f"{_effects(meta)}: {asked}" if "patching" in meta else asked
 
 
@@ -84,11 +85,6 @@ def _weights(meta: _Facts) -> str:
     return f"{folded}, logits {'centred' if meta.get('centred') else 'not centred'}"
 
 
-def _joined(meta: _Facts) -> str:
-    by = meta.get("aggregated", "token")
-    return "by named span" if by == "span" else f"by {by}"
-
-
 def _position(meta: _Facts) -> str:
     at = meta.get("selected", {}).get("target_pos", meta.get("position"))
     if isinstance(at, int):
@@ -109,9 +105,7 @@ _TOLD: tuple[Callable[[_Facts], str], ...] = (
     lambda meta: str(meta.get("host", "")),
     lambda meta: str(meta.get("dtype", "")),
     _weights,
-    lambda meta: f"frozen: {', '.join(meta.get('freeze', ())) or 'nothing'}",
-    _joined,
-    lambda meta: f"at {meta.get('selected', {}).get('site', 'all its sites')}",
+    lambda meta: part_text(meta) or "all of it",
     _position,
     unit_text,
 )

@@ -7,7 +7,8 @@ from typing import Any
 from lens_scopes.results import files
 from lens_scopes.results.flow import Flow
 from lens_scopes.results.given import shown
-from lens_scopes.results.provenance import Target, scope_text, tokens_of
+from lens_scopes.results.provenance import Target, part_text, scope_text, tokens_of
+from lens_scopes.results.text import Text
 from lens_scopes.views import choosing, circuits, explorer, markup
 from lens_scopes.views.circuits import Figure
 from lens_scopes.views.grids import First, check_first
@@ -31,8 +32,8 @@ def report(results_: Any, path: str | Path, *, title: str | None = None, first: 
     ``sources="each"`` gets an explorer. The same results give the same bytes.
 
     Args:
-        results_: a result, or a list of results and strings (paragraphs between them). A list inside this list is shown
-            side by side, as ``show`` does: ``[first, [second, third]]``.
+        results_: a result, or a list of results and strings or Texts (paragraphs between them). A list inside this list
+            is shown side by side, as ``show`` does: ``[first, [second, third]]``.
         path: where to write; the file is written whole or not at all.
         title: of the page; None: the scope and model of the first result.
         first: "show", "hide" or "share": what to do with position 0, which often swallows everything.
@@ -56,6 +57,7 @@ def page(results_: Any, *, title: str | None = None, first: First = "show") -> s
     """The page that ``report`` writes."""
     check_first(first)
     items = list(results_) if isinstance(results_, list | tuple) else [results_]
+    items = [str(item) if isinstance(item, Text) else item for item in items]
     there = [item for item in items if not isinstance(item, str)]
     for item in there:
         choosing.views(item)
@@ -167,7 +169,7 @@ def facts(result: Any) -> list[tuple[str, str]]:
         ("targets", _targets(meta.get("targets") or ())),
         ("coverage", _once(meta.get("coverage"))),
         ("notes", _once(meta.get("notes"))),
-        ("frozen", ", ".join(meta.get("freeze", ())) or "nothing"),
+        ("part", part_text(meta)),
         ("along", meta.get("along")),
         ("method", meta.get("method")),
         ("path", _path(meta) if "gap" in meta else None),

@@ -1,6 +1,6 @@
 """Results side by side: one view of each, one colour scale for all that have one unit, named by what differs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,9 +54,14 @@ def together_names(results: Sequence[Any]) -> list[str]:
 
 
 def together_grids(results: Sequence[Any], view: str, first: First = "show") -> list[list[Grid]]:
-    """By result its tables; all tables of one unit are on one scale."""
+    """By result its tables; all tables of one unit are on one scale, and each kind of scope has a unit of its own."""
     made = [scores_tables(r, view) if isinstance(r, Scores) else flow_tables(r, view, first) for r in results]
-    made = [[replace(g, unit=_unit(r, g)) for g in tables] for r, tables in zip(results, made, strict=True)]
+    kinds = [_kind(r.meta) for r in results]
+    whose = ["" if len(set(kinds)) == 1 else f", {kind}" for kind in kinds]
+    made = [
+        [replace(g, unit=_unit(r, g) + own) for g in tables]
+        for r, own, tables in zip(results, whose, made, strict=True)
+    ]
     flat = [grid for tables in made for grid in tables]
     scaled: dict[int, Grid] = {}
     for unit in dict.fromkeys((grid.unit, grid.signed) for grid in flat):
@@ -65,6 +70,13 @@ def together_grids(results: Sequence[Any], view: str, first: First = "show") -> 
         scaled |= dict(zip(same, of_unit, strict=True))
     drawn = iter(scaled[n] for n in range(len(flat)))
     return [[next(drawn) for _ in tables] for tables in made]
+
+
+def _kind(meta: Mapping[str, Any]) -> str:
+    if "difference" in meta:
+        return " − ".join(dict.fromkeys(map(_kind, meta["difference"])))
+    scope = meta.get("scope", "")
+    return str(scope.get("kind", "")) if isinstance(scope, Mapping) else str(scope)
 
 
 def _known(result: Any) -> str:
