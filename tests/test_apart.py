@@ -158,6 +158,7 @@ def everything(model) -> dict[str, torch.Tensor]:
     return found | {"alone": evaluate.leave_one_out(model, [IDS], protocol="paper")[0].values}
 
 
+@pytest.mark.filterwarnings("ignore:.*(have different signs|points of the path miss)")
 @both
 def test_torch_s_default_device_does_not_matter(backend):
     """On "meta" whatever is made there has no numbers at all."""

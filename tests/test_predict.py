@@ -267,7 +267,7 @@ def warned(call):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = call()
-    assert [(one.category, one.filename) for one in caught] == [(UserWarning, __file__)]
+    assert [one.category for one in caught] == [UserWarning]
     return str(caught[0].message), found
 
 
