@@ -27,6 +27,7 @@ from lens_scopes.calculus.replay import Replay
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.calculus.whole import along, signed
 from lens_scopes.host import Host, token_texts
+from lens_scopes.host.fingerprint import fingerprint
 from lens_scopes.host.prompts import Positions, Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.results.flow import Flow
@@ -183,7 +184,9 @@ def flow(
             method = pushed.method
     meta = describe(run, 0, [made], asked, freeze) | about
     meta |= {"units": "squared" if made.squared else "norm", "method": method, "together": wanted is None}
-    replay = Replay(weakref.ref(model), asked.ids.tolist(), asked.scope, asked.positions, tuple(meta["freeze"]))
+    replay = Replay(
+        weakref.ref(model), asked.ids.tolist(), asked.scope, asked.positions, tuple(meta["freeze"]), fingerprint(host)
+    )
     found = _result(run, scale, books, torch.cat(totals), range(len(asked.ids)) if wanted is None else wanted, meta)
     probes = (torch.cat(totals)[-made.probes :] * scale).to(found.total) if made.probes else None
     return replace(found, probes=probes, replay=replay)

@@ -16,6 +16,7 @@ from lens_scopes.calculus.pushforward import push_forward
 from lens_scopes.calculus.subspace import largest
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host, encode, token_texts
+from lens_scopes.host.fingerprint import fingerprint, refuse_changed
 from lens_scopes.host.prompts import Positions, Prompt, positions_of, spans_of
 from lens_scopes.host.undo import guarded
 from lens_scopes.results.given import Integer, integer, is_integer, vector
@@ -81,7 +82,7 @@ def jacobian(
         raise ValueError(msg)
     open_sites = [start] if end == FINAL else [start, end]
     run = trace(host, ids[None], open_sites, positions, freeze)
-    return Jacobian(run, start, end, several=not is_integer(position))
+    return Jacobian(run, start, end, fingerprint(host), several=not is_integer(position))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -91,6 +92,8 @@ class Jacobian:
     run: Trace
     source: str
     target: str
+    state: str
+    """The model's weights and hooks when the graph was made."""
     several: bool = False
     """Whether the target is read at several positions."""
 
@@ -135,6 +138,7 @@ class Jacobian:
 
         Raises:
             ValueError: another shape, or NaN or infinity in the result.
+            RuntimeError: the model has changed since.
 
         """
         given = vector(tangents, "what jvp takes", "k", "pos", "d_in")
@@ -142,6 +146,7 @@ class Jacobian:
             msg = f"jvp takes tangents [k, pos, d_in] with {self.shape[1:]}, got {tuple(given.shape)}"
             raise ValueError(msg)
         dtype, device = self.run.y.dtype, self.run.y.device
+        refuse_changed(self.run.host, self.state, "jvp runs the live model", "jacobian")
         out = [self._push(part.to(device, dtype)) for part in given.split(lanes_at_once(self.run))]
         pushed = torch.cat(out)
         refuse_nonfinite(self.run.host, self.run.tokens, {self.target: pushed}, "the tangent")

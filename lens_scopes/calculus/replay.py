@@ -10,6 +10,7 @@ from lens_scopes.calculus.blocks import Extent
 from lens_scopes.calculus.paths import Routes
 from lens_scopes.calculus.trace import trace
 from lens_scopes.host import Host
+from lens_scopes.host.fingerprint import refuse_changed
 from lens_scopes.host.undo import guarded
 from lens_scopes.scopes.protocol import Scope, cotangents_at, site_of
 
@@ -27,13 +28,15 @@ class Replay:
     scope: Scope | None
     positions: tuple[int, ...]
     freeze: tuple[str, ...]
+    state: str
+    """The model's weights and hooks when the flow was made."""
 
     @guarded
     def __call__(self, question: Literal["strongest", "orders"], sources: Sequence[int], *given: int) -> "pd.DataFrame":
         """What ``Routes`` says of the routes from these positions, together.
 
         Raises:
-            RuntimeError: the model is gone.
+            RuntimeError: the model is gone, or is no longer what it was.
 
         """
         model = self.model()
@@ -44,6 +47,7 @@ class Replay:
             )
             raise RuntimeError(msg)
         host = Host(model)
+        refuse_changed(host, self.state, "paths and orders ask the live model", "flow")
         ids = torch.tensor([self.ids], device=host.device)
         run = trace(host, ids, Extent.of(host, site_of(self.scope)).branches, self.positions, self.freeze)
         made, scale = cotangents_at(self.scope, run.ends(0))[0].scaled()
@@ -56,7 +60,7 @@ class Replay:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Neither a model nor a function goes to another process."""
-        return Replay, (_gone, self.ids, None, self.positions, self.freeze)
+        return Replay, (_gone, self.ids, None, self.positions, self.freeze, self.state)
 
 
 def _gone() -> None:

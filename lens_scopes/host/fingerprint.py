@@ -25,6 +25,21 @@ def fingerprint(host: Host) -> str:
     return _word(seen)
 
 
+def refuse_changed(host: Host, known: str, what: str, verb: str) -> None:
+    """Refuse to ask a model that is no longer what it was when its fingerprint was taken.
+
+    Raises:
+        RuntimeError: another word now.
+
+    """
+    if fingerprint(host) != known:
+        msg = (
+            f"{what}, and {host.name} has changed since (weights, or hooks of yours): the answer would be another "
+            f"model's; put it back, or run lens_scopes.{verb} again"
+        )
+        raise RuntimeError(msg)
+
+
 def weights(host: Host) -> str:
     """The model's weights as one word, the same in every process and on every device: some numbers of each."""
     return _word([(name, str(p.dtype), tuple(p.shape), some) for name, p, some in _looked_at(host)])

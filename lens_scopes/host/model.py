@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from itertools import count
 from typing import Any
 
@@ -149,7 +149,7 @@ class Host:
         """The same for a user's own block, in which other threads must be able to go on: the model is not locked."""
         level = -next(_levels)
         points = [self._points[name] for name, _ in fwd_hooks]
-        ours = [hook for _, hook in fwd_hooks]
+        ours = [_of_this_thread(hook) for _, hook in fwd_hooks]
 
         def undo() -> None:
             with self.alone():
@@ -255,6 +255,22 @@ class Host:
                 for parameter in list(trainable):
                     parameter.requires_grad_(False)
                 yield
+
+
+def _of_this_thread(hook: Callable[..., torch.Tensor | None]) -> Callable[..., torch.Tensor | None]:
+    """The hook, but in runs of other threads: a user's own run beside a call of this package goes its own way.
+
+    What is run again inside a backward pass is this package's, whatever the thread (a GPU has one of its own).
+    """
+    own = threading.get_ident()
+
+    @wraps(hook)
+    def call(activation: torch.Tensor, hook: object) -> torch.Tensor | None:
+        again = torch._C._current_graph_task_id() != -1
+        return function(activation, hook=hook) if again or threading.get_ident() == own else None
+
+    function = hook
+    return call
 
 
 def in_place(edit: Edit) -> Callable[..., torch.Tensor]:

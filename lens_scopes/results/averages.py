@@ -137,6 +137,7 @@ def _scope(meta: Mapping[str, Any]) -> Any:
 def _numbers(result: Scores | Flow, by: str, bins: int) -> dict[str, float]:
     """What one prompt has for each label."""
     if isinstance(result, Flow):
+        result.refuse_row_shares("heads")
         rows = result.heads.double().sum(0).tolist()
         return {f"{layer}.{head}": value for layer, row in enumerate(rows) for head, value in enumerate(row)}
     scores = _narrow(result, by)

@@ -4,6 +4,7 @@ At every depth the positions sum to the total; in every block what goes through 
 (``skip``) do. Heads of different blocks do not: what goes through one goes through or past the next.
 """
 
+import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -138,7 +139,7 @@ class Flow:
             ValueError: rows that were divided by their own totals, which do not add up.
 
         """
-        self._refuse_shares("top")
+        self.refuse_row_shares("top")
         k, total = integer(k, "top: k", 0), float(self.total.sum())
         return carriers(self.heads, self.mlps, self.skip, self.composition, total).head(k)
 
@@ -156,7 +157,7 @@ class Flow:
                 totals, which do not add up.
 
         """
-        self._refuse_shares("last_heads")
+        self.refuse_row_shares("last_heads")
         if self.last is None:
             msg = "this flow's file is of 0.1.0, which did not keep the last heads; run lens_scopes.flow again"
             raise ValueError(msg)
@@ -237,6 +238,9 @@ class Flow:
         return self._ask("strongest", rows, k, budget)
 
     def _ask(self, what: str, sources: Sequence[int], *given: int) -> "pd.DataFrame":
+        if self.units == "share":
+            msg = "paths and orders give influence and shares themselves: ask the flow, not flow.share()"
+            raise ValueError(msg)
         if "corrupted_token_ids" in self.meta:
             msg = (
                 "paths and orders follow one linearisation, and a whole change has one at every point of its line; "
@@ -251,7 +255,13 @@ class Flow:
             raise RuntimeError(msg)
         return self.replay(what, list(sources), *given)
 
-    def _refuse_shares(self, verb: str) -> None:
+    def refuse_row_shares(self, verb: str) -> None:
+        """Refuse to sum over rows that were divided by their own totals.
+
+        Raises:
+            ValueError: shares of several sources.
+
+        """
         if self.units == "share" and len(self.total) > 1:
             msg = (
                 f"shares of several sources do not add up: write flow.{verb}() before flow.share(), or sel(source=...)"
@@ -346,4 +356,6 @@ class Flow:
         """Layers by heads and MLP, and the stream by depth and position, as shares of the total: static, no script."""
         from lens_scopes.views.flow import flow_html
 
+        if self.units == "share" and len(self.total) > 1:  # nothing to sum over
+            return f"<p>{html.escape(repr(self))}: shares of each source's own total; choose one, sel(source=...)</p>"
         return flow_html(self)

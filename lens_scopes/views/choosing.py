@@ -151,7 +151,7 @@ def _edges(flow: Flow, about_first: str) -> tuple[list[Figure], str]:
     """Value and pattern edges of the heads that carry most, as many as can be drawn."""
     if flow.edges is None:
         return [], ""
-    end = flow.position + 1
+    end = max(flow.meta.get("positions", (flow.position,))) + 1
     room = min(MOST_HEADS, MOST_EDGES // end**2) // len(EDGE_KINDS)
     if not room:
         size = f"{end} x {end}"

@@ -49,7 +49,8 @@ def explorer_data(flow: Flow, name: str) -> dict[str, Any] | None:
     """What the explorer needs to know, JSON-like; None for a flow whose sources go together."""
     if flow.meta.get("together"):
         return None
-    end = flow.position + 1
+    flow.refuse_row_shares("show")
+    end = max(flow.meta.get("positions", (flow.position,))) + 1
     branches = torch.cat([flow.heads, flow.mlps[..., None]], -1)
     stream = flow.stream[..., :end]
     room = max(1, _MOST_NUMBERS // (branches[0].numel() + flow.skip[0].numel() + stream[0].numel()))

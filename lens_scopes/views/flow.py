@@ -59,6 +59,7 @@ def flow_tables(flow: "Flow", view: str, first: First = "show") -> list[Grid]:
         grid = Grid([flow.total.tolist()], ("",), columns, unit, title="score of each source", positions=positions)
         breaks = tuple(i for i, source in enumerate(positions) if source != (positions[i - 1] + 1 if i else 0))
         return [replace(grid, explained=_explained(flow), breaks=breaks)]
+    flow.refuse_row_shares("show")
     rows, left_out = _sources(flow, first)
     if view == "heads" and flow.meta.get("together") and first != "show" and 0 in flow.sources:
         left_out = "position 0 is in these sums: run flow(..., sources='each') to tell the sources apart"
@@ -127,6 +128,7 @@ def strongest_edges(flow: "Flow", k: int) -> list[Edge]:
         ValueError: the flow was made without edges.
 
     """
+    flow.refuse_row_shares("show")
     if flow.edges is None:
         msg = "this flow has no edges; write lens_scopes.flow(..., edges=True)"
         raise ValueError(msg)
