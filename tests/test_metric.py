@@ -194,3 +194,40 @@ def test_sel_of_shares_keeps_shares(model):
     flow = ls.flow(model, IDS, ls.Semantic(7), sources="each")
     assert torch.allclose(flow.share().sel(source=2).heads, flow.sel(source=2).share().heads)
     assert replace(flow).units == "norm"
+
+
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_shares_of_several_sources_are_not_summed(backend):
+    model = tiny.host("gpt2", backend)
+    flow = ls.flow(model, tiny.tokens(), ls.Semantic(7), sources="each", edges=True).share()
+    for asked in (
+        lambda: flow.show("heads"),
+        lambda: flow.show("edges"),
+        lambda: flow.plot("stream"),
+        lambda: ls.report(flow, "nowhere.html"),
+        lambda: ls.profile([flow, flow], "head"),
+    ):
+        with pytest.raises(ValueError, match="shares of several sources do not add up"):
+            asked()
+    assert "choose one, sel(source=...)" in flow._repr_html_()
+    assert "share of" in flow.sel(source=2)._repr_html_()
+    with pytest.raises(ValueError, match=r"ask the flow, not flow.share\(\)"):
+        flow.sel(source=2).paths(2)
+
+
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_a_model_that_has_changed_is_not_asked(backend):
+    model = tiny.fresh_host("gpt2", backend)
+    flow, jacobian = ls.flow(model, tiny.tokens(), ls.Semantic(7)), ls.jacobian(model, tiny.tokens())
+    tangent = torch.ones(1, *jacobian.shape[1:], dtype=torch.float64)
+    before = flow.paths(2), jacobian.jvp(tangent)
+    with model.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", lambda x, hook: x * 0)]):
+        for ask in (flow.orders, flow.paths, lambda: jacobian.jvp(tangent)):
+            with pytest.raises(RuntimeError, match="has changed since"):
+                ask()
+    assert flow.paths(2).equals(before[0])
+    assert torch.equal(jacobian.jvp(tangent), before[1])
+    with torch.no_grad():
+        model.W_U.data.mul_(2)
+    with pytest.raises(RuntimeError, match=r"has changed since .* run lens_scopes.flow again"):
+        flow.paths()

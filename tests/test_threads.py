@@ -1,5 +1,6 @@
 """Several threads on one model get the numbers that one thread gets, and leave the model as it came."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -23,7 +24,7 @@ def jobs(model):
         lambda: ls.score(model, prompts[1], ls.Fisher(4), sites="z").values,
         lambda: ls.score(model, prompts[2], ls.Entropy(), freeze="attention").values,
         lambda: ls.flow(model, prompts[3], ls.Semantic(7)).heads,
-        lambda: ls.patching.predict(model, *pairs[4], ls.Semantic(7), sites="embed").values,
+        lambda: ls.patching.predict(model, *pairs[4], ls.Semantic(7), sites="embed", method="gradient").values,
         lambda: ls.patching.measure(model, *pairs[5], ls.Semantic(7), sites="embed").values,
         lambda: ls.jacobian(model, prompts[6]).vjp(torch.ones(1, tiny.D_MODEL, dtype=torch.float64)),
         lambda: ls.score(model, prompts[7], ls.Temperature(), position="all").values,
@@ -79,3 +80,31 @@ def test_an_open_metric_does_not_lock_others_out():
         assert not thread.is_alive()
     assert torch.equal(found[0].values, found[1].values)
     assert all(not point.fwd_hooks for point in model.hook_dict.values())
+
+
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_a_users_own_runs_beside_a_call(backend):
+    """They pass through this package's hooks as if those were not there."""
+    model = tiny.fresh_host("gpt2", backend, torch.float32)
+    ids, done, errors = torch.tensor([tiny.tokens(5)]), threading.Event(), []
+    with torch.no_grad():
+        expected = model(ids)
+    serial = ls.score(model, tiny.tokens(9), ls.Semantic(7)).values
+
+    def user():
+        while not done.is_set():
+            try:
+                if not torch.allclose(model(ids), expected, atol=1e-5):
+                    errors.append("other logits")
+            except BaseException as error:
+                errors.append(repr(error))
+
+    thread = threading.Thread(target=user)
+    thread.start()
+    try:
+        for _ in range(10):
+            assert_close(ls.score(model, tiny.tokens(9), ls.Semantic(7)).values, serial, 1e-5)
+    finally:
+        done.set()
+        thread.join()
+    assert not errors
