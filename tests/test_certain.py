@@ -58,7 +58,7 @@ def test_so_do_scores_flows_and_predictions(backend, lead):
         lambda scope: ls.score(model, ids, scope, position=[3, -1]).sel(target_pos=len(ids) - 1).values,
         lambda scope: ls.flow(model, ids, scope).total,
         lambda scope: ls.flow(model, ids, scope).heads,
-        lambda scope: ls.patching.predict(model, other, ids, scope).values,
+        lambda scope: ls.patching.predict(model, other, ids, scope, method="gradient").values,
     ):
         assert_close(call(ls.Entropy()).double() / size, call(direction), 1e-4)
 

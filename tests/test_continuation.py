@@ -231,7 +231,7 @@ def test_another_answer_that_differs_in_its_last_token():
     ("prompt", "scope", "options", "told"),
     [
         ([7, 9], ls.Continuation(), {}, r"'completion' of a Text, and this prompt has none \(it has no named spans\)"),
-        (ls.Text([7, 9], ["a", "b"], {"x": (1, 2)}), ls.Continuation(), {}, "it has the spans 'x'"),
+        (ls.Text([7, 9], ["#7", "#9"], {"x": (1, 2)}), ls.Continuation(), {}, "it has the spans 'x'"),
         ([7, 9], ls.Continuation([11]), {"position": 0}, "adds its tokens to the end of the prompt"),
         ([7, 9], ls.Continuation(), {"position": [0, 1]}, "position 1 is the last of the text"),
         ([7, 9], ls.Continuation([]), {}, "the continuation is empty"),

@@ -249,7 +249,7 @@ def test_two_units_have_two_scales_and_say_so():
     assert "score (squared units)" in html
     assert "numbers of different units are on scales of their own" in html
     assert "Fisher(), squared units" in right
-    with pytest.raises(ValueError, match=r"2 units: score \(norm\), score \(squared units\)"):
+    with pytest.raises(ValueError, match=r"2 units: score \(norm\), Semantic, score \(squared units\), Fisher"):
         ls.Scores.plot([a, b])  # type: ignore[arg-type]
 
 

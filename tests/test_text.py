@@ -7,7 +7,7 @@ import torch
 
 import lens_scopes as ls
 import tiny
-from lens_scopes.host import Host, encode
+from lens_scopes.host import Host, encode, token_texts
 from lens_scopes.host.prompts import positions_of
 from test_prompts import with_tokenizer
 
@@ -40,7 +40,9 @@ def test_a_text_is_its_ids_with_names():
         text.spans["x"] = (0, 1)
     with pytest.raises(KeyError, match="no span 'answer' in this text; it has 'prompt', 'completion'"):
         text.part("answer")
-    assert encode(Host(model()), text).tolist() == [7, 9, 11]
+    with pytest.raises(ValueError, match=r"token 0 is 'a', and its id 7 is .* made with another tokenizer"):
+        encode(Host(model()), text)
+    assert encode(Host(model()), ls.Text(text.ids, [f"#{i}" for i in text.ids])).tolist() == [7, 9, 11]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +167,7 @@ def test_joining_to_ids_goes_by_their_text():
     m = byte_level()
     ids = encode(Host(m), "The cat").tolist()
     assert ls.join(m, ids, " sat").ids == ls.join(m, "The cat", " sat").ids
-    named = ls.Text(ids, ["x"] * len(ids), {"subject": (1, 2), "completion": (0, 1)})
+    named = ls.Text(ids, token_texts(Host(m), ids), {"subject": (1, 2), "completion": (0, 1)})
     assert set(ls.join(m, named, " sat").spans) == {"subject", "prompt", "completion"}
     apart = [*encode(Host(m), "c").tolist(), *encode(Host(m), "a").tolist()[-1:], *encode(Host(m), "t").tolist()[-1:]]
     with pytest.raises(ValueError, match=r"prompt's ids are not those .* give the continuation as ids"):

@@ -4,7 +4,6 @@ At every depth the positions sum to the total; in every block what goes through 
 (``skip``) do. Heads of different blocks do not: what goes through one goes through or past the next.
 """
 
-import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -200,9 +199,7 @@ class Flow:
         """
         return self._ask("orders", self.sources, integer(K, "orders: K, a number of heads,", 0))
 
-    def paths(
-        self, k: Integer = 10, *, budget: Integer = 48, source: Integer | None = None, beam: Integer | None = None
-    ) -> "pd.DataFrame":
+    def paths(self, k: Integer = 10, *, budget: Integer = 48, source: Integer | None = None) -> "pd.DataFrame":
         """The strongest routes source → head → head → ... → prediction that a search finds, and the rest.
 
         A route chooses at each block the skip connection (with that block's MLP) or one head. Each influence is exact,
@@ -214,22 +211,18 @@ class Flow:
             k: how many to return.
             budget: how many chains are looked into, each of which completes one route; more misses less.
             source: the position of one source row; None: all rows of this flow together.
-            beam: gone; write ``budget``.
 
         Returns:
             A row per route, strongest first: path, influence, share, and a last row "rest", which is everything else,
             summed by itself: the rows add up to the total.
 
         Raises:
-            ValueError: ``beam``, or a budget that cannot complete k routes.
+            ValueError: a budget that cannot complete k routes.
             RuntimeError: the flow was loaded from a file, or its model is gone.
             KeyError: a source that is no row of this flow.
 
         """
         k, budget = integer(k, "paths: k", 1), integer(budget, "paths: budget", 1)
-        if beam is not None:
-            msg = f"paths has no beam any more, it searches backwards from the prediction; write budget={max(k, 48)}"
-            raise ValueError(msg)
         if k > budget:
             msg = f"each route found costs one of the budget, got k={k} with budget={budget}; write budget={k}"
             raise ValueError(msg)
@@ -258,9 +251,7 @@ class Flow:
     def refuse_row_shares(self, verb: str) -> None:
         """Refuse to sum over rows that were divided by their own totals.
 
-        Raises:
-            ValueError: shares of several sources.
-
+        Raises ValueError.
         """
         if self.units == "share" and len(self.total) > 1:
             msg = (
@@ -356,6 +347,4 @@ class Flow:
         """Layers by heads and MLP, and the stream by depth and position, as shares of the total: static, no script."""
         from lens_scopes.views.flow import flow_html
 
-        if self.units == "share" and len(self.total) > 1:  # nothing to sum over
-            return f"<p>{html.escape(repr(self))}: shares of each source's own total; choose one, sel(source=...)</p>"
         return flow_html(self)

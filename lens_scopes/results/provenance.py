@@ -174,8 +174,7 @@ class Meta(TypedDict, total=False):
     corrupted_token_ids: list[int]
     """Integrated flow: the prompt that the change begins at; token_ids is the clean one, where it ends."""
     metric: dict[str, float] | None
-    """What the scope measures on the "clean" and the "corrupted" prompt, or on the one that is cut, "run"; None where
-    it is no number."""
+    """What the scope measures on the "clean" and "corrupted" prompt, or the "run" that is cut; None if no number."""
     steps: int
     """Midpoints ("fixed") or intervals of the path, where a number was asked for."""
     points: int
@@ -234,7 +233,6 @@ def part_text(meta: Mapping[str, Any]) -> str:
     said += ["total over the positions explained"] if meta.get("reduce") else []
     by = meta.get("aggregated")
     said += [f"by {'named span' if by == 'span' else by}"] if by else []
-    said += [f"frozen: {', '.join(meta['freeze'])}"] if meta.get("freeze") else []
     said += [f"with hooks at {', '.join(meta['hooks'])}"] if meta.get("hooks") else []
     return "; ".join(said)
 

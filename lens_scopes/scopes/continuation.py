@@ -125,6 +125,11 @@ class Continuation:
             msg = "versus is text until the scope is bound to a prompt: call score, flow or patching with it"
             raise ValueError(msg)  # noqa: TRY004 - it is how it is asked that is wrong
         other = [int(one) for one in listed(self.versus)]
+        if other == ids:
+            msg = (
+                f"Continuation holds the answer {ids} against itself, and every score would be 0; write another versus"
+            )
+            raise ValueError(msg)
         if len(other) != len(ids) or other[:-1] != ids[:-1]:
             msg = (
                 f"versus is {len(other)} tokens {other}, the answer {ids}: before their last token "

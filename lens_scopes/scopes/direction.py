@@ -25,7 +25,7 @@ class Direction:
 
     Raises:
         TypeError: no numbers.
-        ValueError: more than one axis; a shorthand for a site in every layer, or a site by head.
+        ValueError: more than one axis; all zeros; a shorthand for a site in every layer, or a site by head.
 
     """
 
@@ -37,6 +37,9 @@ class Direction:
         """Keep the numbers as a tensor, and the site by its hook name."""
         object.__setattr__(self, "site", one(self.site))
         object.__setattr__(self, "vector", vector(self.vector, "a Direction's vector", "d_model"))
+        if not self._numbers.any():
+            msg = "a Direction's vector is all zeros: every score would be 0; write another vector"
+            raise ValueError(msg)
 
     def __repr__(self) -> str:
         """Name and place, not the numbers."""

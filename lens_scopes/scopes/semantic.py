@@ -81,7 +81,11 @@ class Semantic:
                 msg = "Semantic() aims at the top-1 of one state, and was asked about many: resolve(state) it first"
                 raise ValueError(msg)
             target = int(state.logits.argmax())
-        return _id(target, state), None if versus is None else _id(versus, state)
+        found, other = _id(target, state), None if versus is None else _id(versus, state)
+        if found == other:
+            msg = f"Semantic holds the token {found} against itself, and every score would be 0; write another versus"
+            raise ValueError(msg)
+        return found, other
 
     def _pick(self, name: str, state: FinalState) -> str | int | None:
         """The token for this position out of "one for all", "the next" or "one per requested position"."""

@@ -219,10 +219,7 @@ class Cotangents:
         if self.squared or len(self.vectors) > 1 or self.weights is not None:
             return self
         length = float(torch.linalg.vector_norm(self.vectors.double()))
-        if length == 0:
-            msg = f"{name} gave a cotangent of zeros: nothing moves what it measures, and every score would be 0"
-            raise ValueError(msg)
-        if _SHORT < length < 1 / _SHORT:
+        if length == 0 or _SHORT < length < 1 / _SHORT:
             return self
         if length < _NO_LENGTH:
             msg = (

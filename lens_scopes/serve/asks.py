@@ -206,8 +206,8 @@ class Measure(_Pair):
         predicted = self.predicted()
         yield predicted
         values = result(predicted).values
-        order = values.abs().flatten().argsort(descending=True, stable=True)[: self.largest].tolist()
-        places = [tuple(int(i) for i in torch.unravel_index(torch.tensor(n), values.shape)) for n in order]
+        order = values.abs().flatten().argsort(descending=True, stable=True)[: self.largest]
+        places = [tuple(int(i) for i in torch.unravel_index(order[n], values.shape)) for n in range(len(order))]
         for start in range(0, len(places), BATCH):
             yield self.measured(Mask(tuple(values.shape), tuple(places[start : start + BATCH])))
 

@@ -66,4 +66,5 @@ def recipe(asks: Sequence[Ask], host: Host, result: Callable[[Call], Any]) -> st
 def _where(host: Host) -> str:
     """The directory that the model came from, where its tokenizer still knows; else its name."""
     directory = str(getattr(host.tokenizer, "name_or_path", None) or "")
-    return directory if directory.rstrip("/").endswith(f"/{host.name}") else str(host.cfg.model_name)
+    known = directory == str(ls.demo.MODEL_DIR) or directory.rstrip("/").endswith(f"/{host.name}")
+    return directory if known else str(host.cfg.model_name)

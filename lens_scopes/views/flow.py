@@ -86,6 +86,8 @@ def flow_title(flow: "Flow") -> str:
 
 def flow_html(flow: "Flow", view: str | None = None, first: First = "show") -> str:
     """A self-contained fragment: title, prediction, one view (or what adds up and where), total and residual."""
+    if view is None and flow.units == "share" and len(flow.total) > 1:  # a notebook shows whatever there is
+        return markup.remark(f"{flow!r}: shares of each source's own total; choose one, sel(source=...)")
     chosen = [name for name in flow_views(flow) if name in ("last", "heads", "stream")] if view is None else [view]
     body = "".join(flow_body(flow, name, first) for name in chosen)
     total, residual = markup.number(float(flow.total.sum())), f"{flow.residual:.1e}"

@@ -105,6 +105,7 @@ _TOLD: tuple[Callable[[_Facts], str], ...] = (
     lambda meta: str(meta.get("host", "")),
     lambda meta: str(meta.get("dtype", "")),
     _weights,
+    lambda meta: f"frozen: {', '.join(meta.get('freeze', ())) or 'nothing'}",
     lambda meta: part_text(meta) or "all of it",
     _position,
     unit_text,

@@ -170,6 +170,7 @@ def facts(result: Any) -> list[tuple[str, str]]:
         ("coverage", _once(meta.get("coverage"))),
         ("notes", _once(meta.get("notes"))),
         ("part", part_text(meta)),
+        ("frozen", ", ".join(meta.get("freeze", ())) or "nothing"),
         ("along", meta.get("along")),
         ("method", meta.get("method")),
         ("path", _path(meta) if "gap" in meta else None),
