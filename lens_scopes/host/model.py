@@ -23,7 +23,6 @@ Edit = Callable[[torch.Tensor], None]
 
 # One lock for each model: hooks and gradient flags are the model's, and two threads would see each other's.
 _locks: "weakref.WeakKeyDictionary[Any, threading.RLock]" = weakref.WeakKeyDictionary()
-_locks_lock = threading.Lock()
 
 # TransformerLens tells hooks of nested contexts apart by their level, and counts its own from 0 up.
 _levels = count(1)
@@ -131,8 +130,9 @@ class Host:
 
         The lock itself: an interrupt on its way through a generator would leave it locked.
         """
-        with _locks_lock:
-            return _locks.setdefault(self.model, threading.RLock())
+        return _locks.setdefault(
+            self.model, threading.RLock()
+        )  # one step of a dict: no lock of its own to be left locked
 
     @contextmanager
     def hooks(self, fwd_hooks: Sequence[Hook]) -> Iterator[None]:
