@@ -130,9 +130,8 @@ class Host:
 
         The lock itself: an interrupt on its way through a generator would leave it locked.
         """
-        return _locks.setdefault(
-            self.model, threading.RLock()
-        )  # one step of a dict: no lock of its own to be left locked
+        # One step of a dict: a lock around it could be left locked by an interrupt.
+        return _locks.setdefault(self.model, threading.RLock())
 
     @contextmanager
     def hooks(self, fwd_hooks: Sequence[Hook]) -> Iterator[None]:
