@@ -19,7 +19,7 @@ from lens_scopes.calculus.describe import describe
 from lens_scopes.calculus.directions import directions, lengths
 from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.ledger import Books
-from lens_scopes.calculus.line import Line
+from lens_scopes.calculus.line import LARGE_GAP, Line
 from lens_scopes.calculus.memory import portions
 from lens_scopes.calculus.pair import Pair
 from lens_scopes.calculus.pullback import Rows, pull_back
@@ -32,13 +32,12 @@ from lens_scopes.host.prompts import Positions, Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.results.flow import Flow
 from lens_scopes.results.given import Integer, integer, listed
+from lens_scopes.results.labelled import precision
 from lens_scopes.results.provenance import Meta
 from lens_scopes.scopes.protocol import Scope, cotangents_at, site_of, text_of
 from lens_scopes.sites import EMBED
 
 _POINTS = 16
-# Points that miss more than this share of the difference are too few to be silent about.
-_GAP = 0.05
 # A violation of the laws inside heads above this share of the total means that the block's form has no such split.
 _NO_SPLIT = {torch.float64: 1e-5, torch.float32: 1e-4}
 # A violation above this share of the total is no rounding: the books do not balance, and are not handed out.
@@ -217,7 +216,7 @@ def _whole_change(
     found = along(line, clean, pair.scope, extent, moved, mapped, points)
     difference = metric["clean"] - metric["corrupted"]
     gap = difference - float(found.all_sources.mean())
-    if abs(gap) > _GAP * abs(difference):
+    if abs(gap) > LARGE_GAP * abs(difference):
         msg = (
             f"{points} points of the line miss {gap:.3g} of the difference {difference:.3g} of {text_of(pair.scope)} "
             f"between the prompts; write steps={2 * points}"
@@ -289,7 +288,7 @@ def _result(
     edges, each = books.edges, books.parts["heads"].shape[1:]
     if edges is not None and "edge_heads" not in meta:
         edges = edges.unflatten(1, each)
-    kept = torch.float64 if meta["units"] == "squared" or run.y.dtype == torch.float64 else torch.float32
+    kept = precision(run.y.dtype, meta["units"])
     parts = {name: (part * scale).to(kept) for name, part in books.parts.items()}
     return Flow(
         total=(totals.sum(0) * scale).to(kept),

@@ -14,6 +14,14 @@ from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host
 from lens_scopes.sites import EMBED
 
+# Points that miss more than this share of the metric's difference are too few to be silent about.
+LARGE_GAP = 0.05
+
+
+def midpoints(steps: int) -> Float[Tensor, " point"]:
+    """The middles of so many equal parts of the way from 0 to 1."""
+    return (torch.arange(steps, dtype=torch.float64, device="cpu") + 0.5) / steps
+
 
 @dataclass(frozen=True, eq=False)
 class Line:

@@ -18,7 +18,7 @@ from lens_scopes.calculus.account import account, by_lane
 from lens_scopes.calculus.blocks import Extent
 from lens_scopes.calculus.branches import Branches
 from lens_scopes.calculus.ledger import Books
-from lens_scopes.calculus.line import Line
+from lens_scopes.calculus.line import Line, midpoints
 from lens_scopes.calculus.memory import lanes_at_once
 from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.trace import Trace, trace
@@ -62,8 +62,7 @@ def along(
     starts = moved[..., None] * line.velocity
     books, totals, all_sources, method = Books(len(moved)), [], [], ""
     most = lanes_at_once(like)
-    midpoints = (torch.arange(steps, dtype=torch.float64, device="cpu") + 0.5) / steps
-    pieces = midpoints.split(max(1, most // len(moved)))
+    pieces = midpoints(steps).split(max(1, most // len(moved)))
     for alphas in tqdm(pieces, desc="flow", leave=False, disable=len(pieces) < 8):
         with line.at(alphas) as tokens:
             run = trace(line.host, tokens, extent.opened, like.positions)

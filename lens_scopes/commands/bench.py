@@ -17,6 +17,7 @@ from lens_scopes.commands.terminal import (
     Versus,
     WhichBackend,
     model_of,
+    names_in,
     one_line_errors,
     quiet,
     say,
@@ -79,7 +80,7 @@ def bench(
             table = ls.evaluate.compare_methods(
                 model_of(model, backend),
                 read,
-                [name.strip() for name in methods.split(",")],
+                names_in(methods),
                 baseline=baseline,
                 seed=seed,
                 fractions=_numbers(fractions),
@@ -118,7 +119,7 @@ def compare(
     """Predict the effect of every activation patch by a scope, measure it, and say how well the two agree."""
     with one_line_errors("compare"):
         recipe = scope_of(scope, target, versus, passes, None)
-        names = [name.strip() for name in sites.split(",")]
+        names = names_in(sites)
         with quiet():
             loaded = model_of(model, backend)
             by = None if method is None else method.value

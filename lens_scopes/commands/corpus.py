@@ -18,6 +18,7 @@ from lens_scopes.commands.terminal import (
     Versus,
     WhichBackend,
     integer,
+    names_in,
     one_line_errors,
     quiet,
     say,
@@ -71,17 +72,17 @@ def corpus(
                     prompts,
                     recipe,
                     out,
-                    sites=None if sites is None else [name.strip() for name in sites.split(",")],
+                    sites=None if sites is None else names_in(sites),
                     position="all" if position == "all" else integer(position, "--position", "all"),
                     flow=flow,
                     workers=workers,
                 )
-        about = found.plan.question
-        told = f"{found.done} of {len(found.plan)} prompts done, {found.failed} failed; in {found.out.resolve()}"
+        about, done = found.plan.question, found.done
+        told = f"{done} of {len(found.plan)} prompts done, {found.failed} failed; in {found.out.resolve()}"
         say(f"{about['scope']['text']} on {about['model']}: {told}")
         for error in found.errors()[:_LISTED].itertuples():
             say(f"  {error.id}: {error.error_kind}: {markup.visible(error.error, 100)}")
-        if found.done > 1:
+        if done > 1:
             say(*of_profile(found.profile(cast("By", by), site=site, top=top)))
 
 

@@ -32,6 +32,7 @@ from lens_scopes.commands.terminal import (
     WhichBackend,
     integer,
     model_of,
+    names_in,
     one_line_errors,
     quiet,
     say,
@@ -140,7 +141,7 @@ def score(
                 texts,
                 recipe,
                 position=_positions(position, ("all", *getattr(texts[0], "spans", ())), "--position"),
-                sites=None if sites is None else [name.strip() for name in sites.split(",")],
+                sites=None if sites is None else names_in(sites),
                 along=along,  # type: ignore[arg-type] - score says what it knows
                 reduce=reduce if reduce is None or reduce == "sum" else integer(reduce, "--reduce", "sum"),  # type: ignore[arg-type]
             )

@@ -101,6 +101,11 @@ def scope_of(name: str | None, target: str | None, versus: str | None, passes: s
     return kind(**{option: _READ.get(option, lambda value: value)(value) for option, value in given.items()})
 
 
+def names_in(text: str) -> list[str]:
+    """Names that stand between commas."""
+    return [name.strip() for name in text.split(",")]
+
+
 def token(text: str) -> str | int:
     """#42 is the token with id 42, as tokens are written where there is no tokenizer."""
     return int(text[1:]) if text.startswith("#") and text[1:].isdigit() else text

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lens_scopes.results import files
 from lens_scopes.results.flow import Flow
-from lens_scopes.results.labelled import whole
+from lens_scopes.results.labelled import precision, whole
 from lens_scopes.results.provenance import Meta
 from lens_scopes.results.scores import Scores
 
@@ -108,8 +108,7 @@ def scores_of(row: Mapping[str, Any], sites: Sequence[str]) -> Scores:
     shape = [size for size in sizes.values() if size]
     labels = {"target_pos": tuple(row["positions"]), "site": tuple(sites)}
     coords = {dim: labels.get(dim, tuple(range(size))) for dim, size in sizes.items() if size}
-    wide = row["units"] == "squared" or meta.get("dtype") == "float64"
-    dtype = torch.float64 if wide else torch.float32
+    dtype = precision(getattr(torch, meta["dtype"]), row["units"])
     values = torch.tensor(row["scores"], dtype=dtype, device="cpu").reshape(shape)
     probes = row["probes"]
     if probes is not None:

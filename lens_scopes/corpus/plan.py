@@ -17,7 +17,7 @@ from lens_scopes.corpus.parts import names as result_names
 from lens_scopes.corpus.rows import Row
 from lens_scopes.results import files
 from lens_scopes.results.labelled import whole
-from lens_scopes.results.provenance import plain
+from lens_scopes.results.provenance import digest, plain
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -126,7 +126,7 @@ class Plan:
     @property
     def digest(self) -> str:
         """The question in one word, which every part carries."""
-        return digest_of(self.question)
+        return digest(self.question)
 
     def refuse_other(self, question: Mapping[str, Any]) -> None:
         """Refuse to go on with a run that asked something else.
@@ -142,11 +142,6 @@ class Plan:
                 said = f"{name} was {_said(was)}, and is {_said(now)} now"
                 msg = f"{self.out} holds a run of another question: {said}; write another folder, or ask the same"
                 raise ValueError(msg)
-
-
-def digest_of(value: Any) -> str:
-    """Anything JSON-like in one word."""
-    return hashlib.blake2b(json.dumps(plain(value), sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def digest_of_rows(rows: Sequence[Row]) -> str:

@@ -42,7 +42,7 @@ def refuse_without_ray() -> None:
 
     """
     try:
-        import ray  # noqa: F401
+        import ray  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as missing:
         msg = "several workers need Ray: pip install 'lens-scopes[ray]'; or write workers=0"
         raise ImportError(msg) from missing
@@ -65,7 +65,7 @@ def answered(work: Worker, model: Model, todo: Mapping[int, "pa.Table"], workers
     if not todo:
         return
     with _started(workers) as resources:
-        import ray.data
+        import ray.data  # pyright: ignore[reportMissingImports]
 
         rows = ray.data.from_items([{"unit": unit} for unit in todo], override_num_blocks=len(todo))
         given = {"work": replace(work, out=work.out.resolve()), "model": model, "threads": resources["num_cpus"]}
@@ -81,7 +81,7 @@ def answered(work: Worker, model: Model, todo: Mapping[int, "pa.Table"], workers
 @contextmanager
 def _started(workers: int) -> Iterator[dict[str, Any]]:
     """The user's own Ray, or one for this run; what each actor gets of it."""
-    import ray.data
+    import ray.data  # pyright: ignore[reportMissingImports]
 
     ours = not ray.is_initialized()
     folder = tempfile.mkdtemp(prefix="ray-") if ours else None

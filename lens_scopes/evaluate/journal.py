@@ -1,6 +1,5 @@
 """The rows of a table while it is being computed: one line of JSON per prompt, appended, so that a run can go on."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.results import files
+from lens_scopes.results.provenance import digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +36,7 @@ class Journal:
         if path is None:
             return cls(None)
         path = Path(path)
-        text = json.dumps(asked, sort_keys=True)
-        fingerprint = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-        header = json.dumps({"comparison": fingerprint})
+        header = json.dumps({"comparison": digest(asked)})
         # A line that an interrupted run left unfinished has no end of line: it is dropped.
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
         if lines and lines[0] != header:

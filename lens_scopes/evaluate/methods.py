@@ -31,6 +31,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.calculus.finite import refuse_nonfinite
+from lens_scopes.calculus.line import midpoints
 from lens_scopes.calculus.memory import prompts_at_once
 from lens_scopes.evaluate.protocol import Question, embed, put
 from lens_scopes.host import run_to_last_residual
@@ -135,7 +136,7 @@ def _gradient_x_input_norm(question: Question) -> Values:
 def _integrated_gradients(question: Question, steps: int = 20) -> Values:
     embedding = embed(question.host, question.tokens)
     start = embedding.mean(0)
-    alphas = ((torch.arange(steps, dtype=torch.float64, device="cpu") + 0.5) / steps).to(embedding)[:, None, None]
+    alphas = midpoints(steps).to(embedding)[:, None, None]
     mean = _gradients(question, start + alphas * (embedding - start), "log p").mean(0)
     return (mean * (embedding - start)).sum(-1)
 

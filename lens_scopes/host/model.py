@@ -256,19 +256,18 @@ class Host:
                 yield
 
 
-def _of_this_thread(hook: Callable[..., torch.Tensor | None]) -> Callable[..., torch.Tensor | None]:
-    """The hook, but in runs of other threads: a user's own run beside a call of this package goes its own way.
+def _of_this_thread(ours: Callable[..., torch.Tensor | None]) -> Callable[..., torch.Tensor | None]:
+    """A hook that lets the runs of other threads pass: a user's own run beside a call of this package goes its own way.
 
     What is run again inside a backward pass is this package's, whatever the thread (a GPU has one of its own).
     """
     own = threading.get_ident()
 
-    @wraps(hook)
+    @wraps(ours)
     def call(activation: torch.Tensor, hook: object) -> torch.Tensor | None:
         again = torch._C._current_graph_task_id() != -1
-        return function(activation, hook=hook) if again or threading.get_ident() == own else None
+        return ours(activation, hook=hook) if again or threading.get_ident() == own else None
 
-    function = hook
     return call
 
 

@@ -111,7 +111,7 @@ def _handing_on(host: Host, layer: int, among: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def forwards(blocks: Sequence[Any], forwards: Sequence[Callable[..., Any]]) -> Iterator[None]:
+def forwards(blocks: Sequence[Any], instead: Sequence[Callable[..., Any]]) -> Iterator[None]:
     """Other forwards on the instances, and what was there before afterwards."""
     before = [block.__dict__.get("forward") for block in blocks]
 
@@ -122,7 +122,7 @@ def forwards(blocks: Sequence[Any], forwards: Sequence[Callable[..., Any]]) -> I
                 block.__dict__["forward"] = own
 
     with undone(undo):
-        for block, forward in zip(blocks, forwards, strict=True):
+        for block, forward in zip(blocks, instead, strict=True):
             block.__dict__["forward"] = forward
         yield
 

@@ -20,11 +20,11 @@ from lens_scopes.host.undo import guarded
 from lens_scopes.patching.compare import Comparison
 from lens_scopes.patching.contract import contract, wide
 from lens_scopes.patching.places import At, places_of, sites_of
-from lens_scopes.patching.value import Value, begins
+from lens_scopes.patching.value import Value, begins, opened
 from lens_scopes.results.given import shown, vector
+from lens_scopes.results.labelled import precision
 from lens_scopes.results.scores import Scores
-from lens_scopes.scopes.protocol import Scope, cotangents_at, site_of
-from lens_scopes.sites import FINAL
+from lens_scopes.scopes.protocol import Scope, cotangents_at
 
 
 @guarded
@@ -80,10 +80,8 @@ def ablate(
     host = Host(model)
     asked = one_output(host, prompt, scope, position)
     wanted = sites_of(host, sites, where)
-    inner = site_of(scope)
-    opened = [*wanted.names, *begins(wanted.names), *(() if inner == FINAL else host.sites([inner]).names)]
     with host.alone():
-        run = trace(host, asked.tokens, list(dict.fromkeys(opened)), asked.positions)
+        run = trace(host, asked.tokens, opened(host, wanted.names, scope), asked.positions)
         asked = asked.resolved(run)
         (made,) = cotangents_at(asked.scope, run.ends(0))
         refuse_unpredictable(host, wanted.names, made)
@@ -122,7 +120,7 @@ def ablate(
         "replace": by if isinstance(by, str) else "tensor",
         "metric": {"run": before},
     }
-    dtype = torch.float64 if made.squared or host.dtype == torch.float64 else torch.float32
+    dtype = precision(host.dtype, meta["units"])
 
     def laid_out(values: Float[Tensor, "*row place"]) -> Float[Tensor, "..."]:
         whole = torch.full((*values.shape[:-1], *places.asked.shape), torch.nan, dtype=dtype, device="cpu")

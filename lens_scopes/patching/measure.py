@@ -12,16 +12,17 @@ from lens_scopes.calculus.describe import describe
 from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.pair import Pair, changed
 from lens_scopes.calculus.variants import Kept, RowEdit
-from lens_scopes.host import Host, token_texts
+from lens_scopes.host import token_texts
 from lens_scopes.host.fitness import refuse_dropout
 from lens_scopes.host.prompts import Positions, Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.patching.activations import Activations
 from lens_scopes.patching.places import At, places_of, sites_of
-from lens_scopes.patching.value import Value, begins
+from lens_scopes.patching.value import Value, begins, opened
+from lens_scopes.results.labelled import precision
 from lens_scopes.results.scores import Scores
-from lens_scopes.scopes.protocol import Scope, cotangents_at, site_of
-from lens_scopes.sites import EMBED, FINAL, STREAM
+from lens_scopes.scopes.protocol import Scope, cotangents_at
+from lens_scopes.sites import EMBED, STREAM
 
 
 @guarded
@@ -80,7 +81,7 @@ def measure(
     wanted = sites_of(host, sites, where)
     refuse_dropout(host.model)
     with host.alone():
-        found = Activations.of(pair, _opened(host, wanted.names, scope), cache)
+        found = Activations.of(pair, opened(host, wanted.names, scope), cache)
         clean_run, run = found.traces()
         pair = pair.resolved(clean_run)
         (made,) = cotangents_at(pair.scope, run.ends(0))
@@ -110,7 +111,7 @@ def measure(
         "metric": {"corrupted": before, "clean": clean_value},
         "measured": len(patched),
     }
-    dtype = torch.float64 if made.squared or host.dtype == torch.float64 else torch.float32
+    dtype = precision(host.dtype, meta["units"])
     if together:
         refuse_nonfinite(host, pair.corrupted[None], {wanted.names[indices[-1][0]]: patched}, "the effect of patches")
         meta["places"] = [places.labels(i) for i in indices]
@@ -120,12 +121,6 @@ def measure(
     for index, effect in zip(indices, (patched - before).tolist(), strict=True):
         effects[tuple(index)] = effect
     return Scores(effects.to(dtype), places.dims, places.coords, texts, meta)
-
-
-def _opened(host: Host, names: Sequence[str], scope: Scope) -> list[str]:
-    """The sites themselves, where their blocks begin, and what the scope reads."""
-    inner = site_of(scope)
-    return list(dict.fromkeys([*names, *begins(names), *(() if inner == FINAL else host.sites([inner]).names)]))
 
 
 def _patch(clean: Mapping[str, Tensor], site: str, at: At) -> tuple[str, RowEdit]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lens_scopes.calculus.line import Line
+from lens_scopes.calculus.line import Line, midpoints
 from lens_scopes.calculus.pair import Pair
 from lens_scopes.calculus.trace import Trace
 from lens_scopes.patching.contract import contract, gradients, wide
@@ -77,11 +77,10 @@ class Path:
         return {name: torch.where(change.any(-1), effects, 0).cpu() for name, effects in found.items()}
 
 
-def midpoints(pair: Pair, line: Line, change: Mapping[str, Tensor], steps: int) -> dict[str, Tensor]:
+def fixed(pair: Pair, line: Line, change: Mapping[str, Tensor], steps: int) -> dict[str, Tensor]:
     """⟨mean gradient over midpoints of the line, Δa⟩, each site with its own whole change: [row, pos(, head)]."""
-    alphas = (torch.arange(steps, dtype=torch.float64, device="cpu") + 0.5) / steps
     total = dict.fromkeys(change, torch.zeros((), device="cpu"))
-    for _, run in line.runs(alphas, [*change, *pair.inner(list(change))], pair.positions):
+    for _, run in line.runs(midpoints(steps), [*change, *pair.inner(list(change))], pair.positions):
         made = [cotangents_at(pair.scope, run.ends(b))[0] for b in range(len(run.tokens))]
         for name, rows in contract(run, made, change).items():
             total[name] = total[name] + rows.sum(0)

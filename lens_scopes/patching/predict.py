@@ -11,23 +11,20 @@ from torch import Tensor
 
 from lens_scopes.calculus.describe import describe
 from lens_scopes.calculus.finite import refuse_nonfinite
-from lens_scopes.calculus.line import Line
+from lens_scopes.calculus.line import LARGE_GAP, Line
 from lens_scopes.calculus.pair import Pair, refuse_unpredictable
 from lens_scopes.calculus.trace import Trace
 from lens_scopes.host import token_texts
 from lens_scopes.host.prompts import Positions, Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.patching.contract import contract, wide
-from lens_scopes.patching.path import Path, midpoints
+from lens_scopes.patching.path import Path, fixed
 from lens_scopes.results.given import Integer, integer, listed, shown
 from lens_scopes.results.prediction import Prediction, difference_of, two_scale
 from lens_scopes.scopes.protocol import Scope, cotangents_at, text_of
 from lens_scopes.sites import EMBED, Sites
 
 Method = Literal["gradient", "path", "two-scale", "fixed"]
-
-#: A path that misses more of the metric's difference than this is warned of.
-_LARGE_GAP = 0.05
 
 
 @guarded
@@ -117,7 +114,7 @@ def predict(
         found = {name: of[0] for name, of in contract(reached, [made], _change(run, clean_run, wanted.names)).items()}
         rows, meta["points"] = torch.stack([found[name] for name in wanted.names], 1), 1
     elif used == "fixed" and steps:
-        found = midpoints(pair, Line.between(run, clean_run), _change(run, clean_run, opened), steps)
+        found = fixed(pair, Line.between(run, clean_run), _change(run, clean_run, opened), steps)
         rows, meta["points"] = torch.stack([found[name] for name in wanted.names], 1), steps
         meta["gap"] = ends["clean"] - ends["corrupted"] - float(found[EMBED].sum())
     else:
@@ -193,7 +190,7 @@ def _warn(found: Prediction) -> None:
     said = []
     if difference is None and found.meta.get("method") == "two-scale":
         said.append("the metric is the same on both prompts, so that 'two-scale' is the path alone")
-    elif difference is not None and abs(gap) > _LARGE_GAP * abs(difference):
+    elif difference is not None and abs(gap) > LARGE_GAP * abs(difference):
         said.append(
             f"{found.meta.get('points')} points of the path miss {abs(gap / difference):.0%} of the metric's "
             "difference; write more steps"

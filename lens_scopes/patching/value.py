@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lens_scopes.calculus.trace import Trace
 from lens_scopes.calculus.variants import Kept, Variant
+from lens_scopes.host import Host
 from lens_scopes.scopes.protocol import Scope, site_of, text_of
 from lens_scopes.scopes.quantity import Quantities, one_per_run, quantities
 from lens_scopes.scopes.state import FinalState
@@ -21,6 +22,12 @@ _LOGITS = 2**24
 def begins(names: Sequence[str]) -> list[str]:
     """The streams that their blocks begin with."""
     return [STREAM["resid_pre"].format(layer_of(name) or 0) for name in names]
+
+
+def opened(host: Host, names: Sequence[str], scope: Scope) -> list[str]:
+    """The sites themselves, where their blocks begin, and what the scope reads."""
+    inner = site_of(scope)
+    return list(dict.fromkeys([*names, *begins(names), *(() if inner == FINAL else host.sites([inner]).names)]))
 
 
 @dataclass(frozen=True, eq=False)

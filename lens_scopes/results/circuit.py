@@ -44,10 +44,8 @@ class Circuit:
         return json.dumps(whole | {"meta": json.loads(files.as_text(self.meta))}, ensure_ascii=False, allow_nan=False)
 
     def save(self, path: str | Path) -> Path:
-        """Write ``to_json`` to a file."""
-        path = Path(path)
-        path.write_text(self.to_json(), encoding="utf-8")
-        return path
+        """Write ``to_json`` to a file, whole or not at all."""
+        return files.write(path, self.to_json())
 
     def __repr__(self) -> str:
         """One line."""

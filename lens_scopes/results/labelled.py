@@ -111,6 +111,11 @@ def dataset(
     return xr.Dataset(data, labels, {"meta": facts})
 
 
+def precision(computed: torch.dtype, units: str) -> torch.dtype:
+    """What results are kept in: float32, but float64 for squared units and of a float64 model."""
+    return torch.float64 if units == "squared" or computed == torch.float64 else torch.float32
+
+
 def standard_error(probes: Tensor) -> Tensor:
     """√(m/(m−1) Σ_j (X_j − X̄)²) over the first axis: the error of the *sum* of m partition probes; NaN of one."""
     m = len(probes)

@@ -1,5 +1,7 @@
 """Provenance: how a result was obtained. The one schema of ``meta``, which every result carries."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, TypedDict
@@ -246,6 +248,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(one) for one in value]
     return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def digest(value: Any) -> str:
+    """Anything JSON-like in one word, the same in every process."""
+    return hashlib.blake2b(json.dumps(plain(value), sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def unit_text(meta: Mapping[str, Any]) -> str:

@@ -7,10 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.scopes.prediction import Prediction
-from lens_scopes.scopes.state import Cotangents, FinalState
-
-# Scores are float32, whose digits end at 1e-38.
-_LEAST_LOG_REST = math.log(1e-30)
+from lens_scopes.scopes.state import NO_LENGTH, Cotangents, FinalState
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Entropy:
         """v = W̃ᵀ ∂H/∂z, one cotangent."""
         made = Prediction.of(state.logits)
         entropy = made.entropy()
-        if made.log_rest < _LEAST_LOG_REST:
+        if made.log_rest < math.log(NO_LENGTH):
             msg = (
                 f"Entropy: the prediction is certain (1 − p = 1e{float(made.log_rest) / math.log(10):.0f}): its "
                 "entropy cannot move; use Semantic or Temperature"

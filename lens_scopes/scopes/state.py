@@ -16,8 +16,8 @@ from lens_scopes.sites import FINAL, one
 _ROWS = 4096
 # Cotangents between this length and its inverse have squares in float32, times what the model makes of them.
 _SHORT = 1e-6
-# Below this length scores are near the end of float32.
-_NO_LENGTH = 1e-30
+#: Below this length of a cotangent scores are near the end of float32, whose digits end at 1e-38.
+NO_LENGTH = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +221,7 @@ class Cotangents:
         length = float(torch.linalg.vector_norm(self.vectors.double()))
         if length == 0 or _SHORT < length < 1 / _SHORT:
             return self
-        if length < _NO_LENGTH:
+        if length < NO_LENGTH:
             msg = (
                 f"{name} gave a cotangent of length {length:.0e}, of which scores keep no digits: what it measures has "
                 "come to rest (a prediction that is certain?); use Semantic, whose logits move on"
