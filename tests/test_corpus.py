@@ -313,6 +313,9 @@ def test_a_part_of_another_run_is_refused(model, tmp_path):
     path.write_bytes(parts.path_of(tmp_path / "b", 0).read_bytes())
     with pytest.raises(ValueError, match="belongs to another run"):
         run(model, PROMPTS, tmp_path / "a")
+    for read in (lambda found: list(found.scores()), lambda found: found.done, lambda found: found.profile("site")):
+        with pytest.raises(ValueError, match="belongs to another run"):
+            read(ls.corpus.open(tmp_path / "a"))
 
 
 def test_two_runs_in_one_folder_are_one_too_many(model, tmp_path):

@@ -404,7 +404,7 @@ def test_comparison_saves_shows_and_plots(tmp_path):
     ("other", "text"),
     [
         (scores([[1.0, 2.0]]), "same places"),
-        (scores([[1.0, 2.0, 3.0]], "squared"), "same scope"),
+        (scores([[1.0, 2.0, 3.0]], "squared"), "units: 'signed' and 'squared'"),
         (scores([[math.nan] * 3]), "nothing was measured"),
     ],
 )

@@ -170,12 +170,35 @@ def aim(target: str, versus: str | None) -> dict:
         (changed(scope=aim("a", "b")), "different scopes: .*'one token'.*'against another token'"),
         (scores(WORDS, sites=2), "different sites"),
         (prompts()[1].aggregate(), "different aggregated: None and word"),
+        (changed(hooks=["blocks.0.hook_mlp_out"]), r"different hooks: None and \['blocks.0.hook_mlp_out'\]"),
+        (changed(selected={"head": 3}), r"different selections: \{\} and \{'head': 3\}"),
+        (changed(summed=["head"]), r"different sums: None and \['head'\]"),
+        (changed(reduce="sum"), "different reduce: None and sum"),
+        (changed(replace="zero"), "different replace: None and zero"),
         (flow(WORDS), "a Flow has heads"),
     ],
 )
 def test_what_does_not_belong_into_one_mean(other, text):
     with pytest.raises(ValueError, match=text):
         ls.profile([prompts()[0], other], "site")
+
+
+def test_predictions_by_two_methods_do_not_belong_into_one_mean():
+    some = [replace(one, meta=one.meta | {"patching": "predicted", "method": "path"}) for one in prompts("signed")]
+    assert ls.profile(some, "site").meta["method"] == "path"
+    some[2] = replace(some[2], meta=some[2].meta | {"method": "gradient"})
+    with pytest.raises(ValueError, match="different methods: path and gradient"):
+        ls.profile(some, "site")
+    flows = [flow(WORDS), replace(flow(WORDS), meta=flow(WORDS).meta | {"corrupted_token_ids": [1]})]
+    with pytest.raises(ValueError, match="different kinds of flows: of one and against another prompt"):
+        ls.profile(flows, "head")
+
+
+def test_a_profile_says_of_which_part_it_is():
+    taken = [replace(one, meta=one.meta | {"freeze": ["norm"], "hooks": ["h"]}).sel(site="embed") for one in prompts()]
+    for text in ("site embed", "frozen: norm", "with hooks at h"):
+        assert text in ls.profile(taken, "token").title
+        assert text in ls.show(ls.profile(taken, "token")).title
 
 
 def test_each_prompt_may_have_its_own_target_and_seed():

@@ -177,8 +177,10 @@ class Corpus:
 
     @property
     def _paths(self) -> list[Path]:
-        """The parts that are there, in the order of the plan."""
-        return [path for unit, _ in self.plan.slices() if (path := parts.path_of(self.out, unit)).is_file()]
+        """The parts of this run that are there, in the order of the plan."""
+        planned = {unit: len(table) for unit, table in self.plan.slices()}
+        there = parts.done(self.out, planned, self.plan.digest)
+        return [parts.path_of(self.out, unit) for unit in planned if unit in there]
 
     @property
     def _counted(self) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from lens_scopes.evaluate.protocol import Protocol, Question, ask, skipped
 from lens_scopes.host.prompts import Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.results import files, labelled
+from lens_scopes.results.alike import both
 from lens_scopes.results.given import Integer, integer, listed, shown, vector
 from lens_scopes.results.provenance import Meta, versions
 from lens_scopes.results.scores import Scores
@@ -225,9 +226,11 @@ def per_token(ranking: Ranking, question: Question) -> Float[Tensor, " pos"]:
     """One number per token of the prompt.
 
     Raises:
-        ValueError: another shape, or NaN.
+        ValueError: another shape, NaN, or scores of another prompt or position.
 
     """
+    if isinstance(ranking, Scores):
+        _refuse_other_prompt(ranking, question)
     values = ranking.values if isinstance(ranking, Scores) else vector(ranking, "a ranking (or Scores)")
     values = values.squeeze(0) if values.ndim == 2 and len(values) == 1 else values
     if values.shape != question.tokens.shape or values.isnan().any():
@@ -237,6 +240,18 @@ def per_token(ranking: Ranking, question: Question) -> Float[Tensor, " pos"]:
         )
         raise ValueError(msg)
     return values.detach().cpu()
+
+
+def _refuse_other_prompt(scores: Scores, question: Question) -> None:
+    """Refuse a ranking of other tokens, or of what another position's prediction depends on."""
+    ids, at = scores.meta.get("token_ids"), scores.meta.get("positions")
+    at = [scores.meta["selected"]["target_pos"]] if "target_pos" in scores.meta.get("selected", {}) else at
+    told = [f"token ids: {both(ids, question.ids)}"] if ids is not None and list(ids) != question.ids else []
+    if not told and at is not None and question.position not in at:
+        told = [f"positions explained: {list(at)} and {question.position}"]
+    if told:
+        msg = f"a ranking is of the prompt that it is held against, and these scores and the prompt differ in {told[0]}"
+        raise ValueError(f"{msg}; write scores of the same prompts, in their order")
 
 
 def out_masks(

@@ -14,6 +14,7 @@ from lens_scopes.evaluate.protocol import Protocol, Question, ask
 from lens_scopes.host import token_texts
 from lens_scopes.host.prompts import Prompt
 from lens_scopes.host.undo import guarded
+from lens_scopes.results.alike import Told, unlike
 from lens_scopes.results.given import Integer, vector
 from lens_scopes.results.provenance import Meta, versions
 from lens_scopes.results.scores import Scores
@@ -80,9 +81,13 @@ def rank_of_top(scores: Ranking, effects: Scores) -> tuple[int, float]:
         Its rank, 0 for the largest effect, and 100 · rank / number of tokens.
 
     Raises:
-        ValueError: scores and effects of different length.
+        ValueError: scores and effects of different length, prompts, positions or models.
 
     """
+    told = unlike(scores.meta, effects.meta, _ABOUT) if isinstance(scores, Scores) else ""
+    if told:
+        msg = f"rank_of_top holds scores against effects on the same prompt, and these differ in {told}"
+        raise ValueError(f"{msg}; write effects of leave_one_out for the same prompt")
     values = scores.values.squeeze(0) if isinstance(scores, Scores) else vector(scores, "scores", "pos")
     if not values.isfinite().all():
         msg = "a ranking takes finite scores, got NaN or infinity"
@@ -93,6 +98,9 @@ def rank_of_top(scores: Ranking, effects: Scores) -> tuple[int, float]:
     order = effects.values.argsort(descending=True, stable=True)
     rank = int((order == int(values.argmax())).nonzero())
     return rank, 100 * rank / len(values)
+
+
+_ABOUT: Told = tuple((name, lambda meta, name=name: meta.get(name)) for name in ("token_ids", "positions", "model"))
 
 
 def _scores(question: Question, values: Tensor, how: Meta) -> Scores:

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_scopes.results import files, labelled
+from lens_scopes.results.alike import both, refuse_other_patches, refuse_other_places
 from lens_scopes.results.given import integer, shown, vector
 from lens_scopes.results.prediction import Prediction
 from lens_scopes.results.provenance import scope_text, tokens_of
@@ -243,8 +244,11 @@ class Comparison:
     def _title(self) -> str:
         """The scope, with its targets as they read."""
         meta = self.measured.meta
-        named = [markup.named(one["text"]) for one in tokens_of((meta.get("targets") or [None])[0])]
-        return f"{meta['scope']['kind']}({' against '.join(named)})" if named else scope_text(meta, "scope")
+        scope, named = meta.get("scope"), tokens_of((meta.get("targets") or [None])[0])
+        told = " against ".join(markup.named(one["text"]) for one in named)
+        asked = f"{scope['kind']}({told})" if told and isinstance(scope, Mapping) else scope_text(meta, "scope")
+        frozen = self.predicted.meta.get("freeze")
+        return f"{asked} (predicted with {', '.join(frozen)} frozen)" if frozen else asked
 
     @cached_property
     def _places(self) -> list[tuple[str, str]]:
@@ -253,10 +257,11 @@ class Comparison:
         found = []
         for index in self.where.nonzero().tolist():
             labels = {dim: m.coords[dim][i] for dim, i in zip(m.dims, index, strict=True)}
-            words = " ".join(label_text(dim, label) for dim, label in labels.items() if dim != "pos")
+            words = " ".join(label_text(dim, label) for dim, label in labels.items() if dim != "pos") or "all of it"
             if "pos" in labels:
                 words += f" “{markup.visible(m.tokens[index[m.dims.index('pos')]])}” at {labels['pos']}"
-            found.append((words, label_text("site", labels["site"])))
+            site = labels.get("site", m.meta.get("selected", {}).get("site"))
+            found.append((words, "all sites" if site is None else label_text("site", site)))
         return found
 
     @cached_property
@@ -274,15 +279,16 @@ def compare(
     """Predicted and measured effects side by side.
 
     Args:
-        predicted: what ``predict`` returned, or any scores of the same places.
+        predicted: what ``predict`` returned, or other predictions of the same patches, in their units.
         measured: what ``measure`` returned; NaN where nothing was measured.
-        orders: other proposals for the order of patches, by name: scores or tensors of the same shape, for instance a
-            flow's stream or TransformerLens's attribution patching. A prediction by path brings its own: "gradient",
+        orders: other proposals for the order of patches, by name: scores of the same places, or tensors of the same
+            shape, for instance norms, a flow's stream or TransformerLens's attribution patching. A prediction by path brings its own: "gradient",
             "path" and "spread".
         seed: of the random orders.
 
     Raises:
-        ValueError: results about different places, prompts or units, or nothing measured.
+        ValueError: results about different places, prompts, positions, scopes, models, treatments or units (the text
+            says which, as far as both sides' ``meta`` tell), or nothing measured.
         TypeError: something that is no Scores.
 
     """
@@ -290,15 +296,11 @@ def compare(
         if not isinstance(given, Scores):
             msg = f"compare takes Scores, {name} got {shown(given)}; write what predict and measure returned"
             raise TypeError(msg)
-    if predicted.dims != measured.dims or dict(predicted.coords) != dict(measured.coords):
-        msg = f"compare needs results about the same places, got {predicted!r} and {measured!r}"
-        raise ValueError(msg)
+    refuse_other_places("predicted and measured", predicted, measured)
     if predicted.tokens != measured.tokens:
-        msg = "compare needs results about the same prompt; predicted and measured differ in their tokens"
+        msg = f"compare needs results about the same prompt, and tokens differ: {both(predicted.tokens, measured.tokens)}"
         raise ValueError(msg)
-    if (predicted.units == "squared") != (measured.units == "squared"):
-        msg = f"predicted is in {predicted.units} units, measured in {measured.units}: write the same scope in both"
-        raise ValueError(msg)
+    refuse_other_patches(predicted.meta, measured.meta)
     if measured.values.isnan().all():
         msg = "nothing was measured (all NaN); widen where="
         raise ValueError(msg)
@@ -309,6 +311,8 @@ def compare(
     own = {name: getattr(predicted, name, None) for name in ("gradient", "path", "spread")}
     tensors = {name: order for name, order in own.items() if order is not None and order is not predicted.values}
     for name, order in (orders or {}).items():
+        if isinstance(order, Scores):
+            refuse_other_places(f"the order {name!r} and measured", order, measured)
         values = order.values if isinstance(order, Scores) else vector(order, f"the order {name!r} (or Scores)")
         if values.shape != measured.values.shape:
             msg = f"the order {name!r} has shape {tuple(values.shape)}, the effects {tuple(measured.values.shape)}"

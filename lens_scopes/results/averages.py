@@ -18,7 +18,10 @@ _NAMED = ("role", "span")
 _KEPT: Mapping[str, tuple[str, ...]] = {"site": ("site",), "head": ("site", "head")}
 _JOINED: Mapping[str, tuple[str, ...]] = {"site": ("pos", "head"), "head": ("pos",)}
 # Facts in which the results of one profile agree.
-_ALIKE = ("model", "folded", "centred", "freeze", "hooks", "along", "patching", "steps", "aggregated", "reduce")
+_ALIKE = (
+    "model", "folded", "centred", "freeze", "hooks", "along", "patching", "steps", "aggregated", "reduce", "replace",
+    "protocol", "end",
+)  # fmt: skip
 
 # What may differ from prompt to prompt: which token is explained, and the random draw.
 _OWN = ("target", "versus", "seed")
@@ -105,6 +108,8 @@ def _refuse_mixed(results: Sequence[Scores | Flow]) -> None:
         ),
         ("selections", lambda one: _taken(one.meta.get("selected", {}))),
         ("sums", lambda one: one.meta.get("summed")),
+        ("methods", lambda one: one.meta.get("method") if "patching" in one.meta else None),
+        ("kinds of flows", lambda one: "against another prompt" if "corrupted_token_ids" in one.meta else "of one"),
     ]
     for what, of in told:
         first = of(results[0])

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lens_scopes.results.alike import both
 from lens_scopes.results.labelled import Coords
 from lens_scopes.results.provenance import Meta
 
 # Of what a difference is made of: the axes and labels of one side, its tokens and its facts.
 Side = tuple[Sequence[str], Coords, Sequence[str], Mapping[str, Any]]
-_LISTED = 3
 _NAMED = ("role", "span")
 
 
@@ -42,25 +42,10 @@ def refuse_other_labels(a: Side, b: Side) -> None:
     if not found and tuple(tokens) != tuple(other_tokens):
         found.append(("span names" if named else "tokens", tuple(tokens), tuple(other_tokens)))
     if found:
-        told = "; ".join(f"{what}: {_told(left, right)}" for what, left, right in found)
+        told = "; ".join(f"{what}: {both(left, right)}" for what, left, right in found)
         advice = "" if named or "tokens" not in told else "; join both to spans of the same names: aggregate({...})"
         msg = f"a - b is for scores with the same labels, and these differ in {told}{advice}"
         raise ValueError(msg)
-
-
-def _told(left: Any, right: Any) -> str:
-    """Both sides; of two lists of one length the entries that differ."""
-    if isinstance(left, tuple) and isinstance(right, tuple):
-        if len(left) != len(right):
-            return f"{len(left)} ({_few(left)}) and {len(right)} ({_few(right)})"
-        differ = [(n, x, y) for n, (x, y) in enumerate(zip(left, right, strict=True)) if x != y]
-        shown = ", ".join(f"{x!r} and {y!r} at {n}" for n, x, y in differ[:_LISTED])
-        return shown + (f", and {len(differ) - _LISTED} more" if len(differ) > _LISTED else "")
-    return f"{left!r} and {right!r}"
-
-
-def _few(labels: tuple) -> str:
-    return ", ".join(map(repr, labels[:_LISTED])) + (", ..." if len(labels) > _LISTED else "")
 
 
 def facts_of(a: Mapping[str, Any], b: Mapping[str, Any]) -> Meta:

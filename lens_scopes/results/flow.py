@@ -17,7 +17,7 @@ from lens_scopes.results import files, labelled
 from lens_scopes.results.carriers import by_last_head, carriers, dataset, long_form
 from lens_scopes.results.circuit import Circuit, circuit_of
 from lens_scopes.results.given import Integer, integer
-from lens_scopes.results.provenance import Meta, Units, scope_text
+from lens_scopes.results.provenance import Meta, Units, scope_text, taken_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -327,9 +327,9 @@ class Flow:
     def __repr__(self) -> str:
         """One line."""
         rows = "all sources together" if self.meta.get("together") else f"{len(self.sources)} sources"
-        layers, heads = self.heads.shape[1:]
-        scope = scope_text(self.meta, "?")
-        return f"Flow({rows}, {layers} layers x {heads} heads; {scope}, residual {self.residual:.1e})"
+        (layers, heads), scope = self.heads.shape[1:], scope_text(self.meta, "?")
+        taken = f", {told}" if (told := taken_text(self.meta)) else ""
+        return f"Flow({rows}, {layers} layers x {heads} heads; {scope}, residual {self.residual:.1e}{taken})"
 
     def show(self, view: str | None = None, **options: Any) -> "Shown":
         """An interactive view ("last", "heads", "stream", "edges", "tokens"), a static one under it; see ``show``."""

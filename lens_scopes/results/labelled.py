@@ -40,7 +40,8 @@ def index_of(coords: Coords, dim: str, label: Any) -> int:
 
     """
     if dim not in coords:
-        msg = f"there is no axis {dim!r}; write one of {', '.join(coords)}"
+        left = f"write one of {', '.join(coords)}" if coords else "there are no axes left"
+        msg = f"there is no axis {dim!r}; {left}"
         raise KeyError(msg)
     as_kind = int if is_integer(label) else next((kind for kind in (str, float) if isinstance(label, kind)), None)
     found = None if as_kind is None else as_kind(label)

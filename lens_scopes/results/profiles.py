@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_scopes.results import files
-from lens_scopes.results.provenance import Meta
+from lens_scopes.results.provenance import Meta, taken_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,8 +85,15 @@ class Profile:
     def title(self) -> str:
         """One line: what was asked, of how many prompts, and what one prompt's number is."""
         asked = f"{self.meta['scope']['text']} on {self.meta.get('model', 'a model')}" if "scope" in self.meta else ""
+        asked += f" ({taken})" if asked and (taken := self._taken()) else ""
         told = f"mean over {len(self.each)} prompts by {self.by.replace('_', ' ')} ({self._statistic()})"
         return f"{asked}: {told}" if asked else told
+
+    def _taken(self) -> str:
+        """What all prompts' results are parts of, but for positions, which are in the statistic."""
+        picked = {dim: label for dim, label in self.meta.get("selected", {}).items() if dim != "pos"}
+        summed = [dim for dim in self.meta.get("summed", ()) if dim != "pos"]
+        return taken_text({**self.meta, "selected": picked, "summed": summed})
 
     def _statistic(self) -> str:
         """What one prompt's number is, for readers."""

@@ -239,6 +239,12 @@ def part_text(meta: Mapping[str, Any]) -> str:
     return "; ".join(said)
 
 
+def taken_text(meta: Mapping[str, Any]) -> str:
+    """The same, and what was held constant."""
+    frozen = f"frozen: {', '.join(meta['freeze'])}" if meta.get("freeze") else ""
+    return "; ".join(filter(None, (part_text(meta), frozen)))
+
+
 def plain(value: Any) -> Any:
     """A copy that is JSON-like through and through: tensors and arrays as lists, what JSON does not know as text."""
     if hasattr(value, "tolist"):  # of torch and numpy, single numbers too

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lens_scopes.results import difference, files, labelled, spans
-from lens_scopes.results.provenance import Meta, Units, lengths, part_text, scope_text, target_text
+from lens_scopes.results.provenance import Meta, Units, lengths, scope_text, taken_text, target_text
 from lens_scopes.sites import named
 
 if TYPE_CHECKING:
@@ -323,7 +323,7 @@ class Scores:
         shape = ", ".join(f"{dim}={size}" for dim, size in zip(self.dims, self.values.shape, strict=True))
         times = f" × {along}" if (along := self.meta.get("along")) else ""
         patches = f"{self.meta['patching']} effects of " if "patching" in self.meta else ""
-        part = f", {part}" if (part := part_text(self.meta)) else ""
+        part = f", {part}" if (part := taken_text(self.meta)) else ""
         asked = f"{patches}{scope_text(self.meta, '?')}{'' if patches else times}"
         model = self.meta.get("model", "?")
         return f"{type(self).__name__}({shape or 'one value'}; {asked}, {self.units}, {model}{part})"

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.results.provenance import UNITS, scope_text
+from lens_scopes.results.provenance import UNITS, scope_text, taken_text
 from lens_scopes.sites import short
 from lens_scopes.views import cells, markup
 from lens_scopes.views.grids import First, Grid, check_first, measure, on_one_scale, percent
@@ -81,7 +81,8 @@ def flow_tables(flow: "Flow", view: str, first: First = "show") -> list[Grid]:
 def flow_title(flow: "Flow") -> str:
     """What was asked of which model."""
     what = "Whole change" if "corrupted_token_ids" in flow.meta else "Flow"
-    return f"{what} of {scope_text(flow.meta, 'a scope')} on {flow.meta.get('model', 'a model')}"
+    taken = f" ({told})" if (told := taken_text(flow.meta)) else ""
+    return f"{what} of {scope_text(flow.meta, 'a scope')} on {flow.meta.get('model', 'a model')}{taken}"
 
 
 def flow_html(flow: "Flow", view: str | None = None, first: First = "show") -> str:

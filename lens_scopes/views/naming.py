@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from lens_scopes.results.provenance import part_text, prompt_text, scope_text, unit_text
+from lens_scopes.results.provenance import part_text, prompt_text, scope_text, taken_text, target_text, unit_text
 from lens_scopes.views import markup
 
 # Characters of a prompt that tell it from another.
@@ -18,7 +18,7 @@ def title_of(meta: _Facts) -> str:
         sides = meta["difference"]
         return f"{common(sides)}: {' − '.join(differing(sides, [''] * len(sides)))}"
     asked = f"{_scope(meta)} on {meta.get('model', 'a model')}"
-    asked = f"{asked} ({part})" if (part := part_text(meta)) else asked
+    asked = f"{asked} ({part})" if (part := taken_text(meta)) else asked
     return f"{_effects(meta)}: {asked}" if "patching" in meta else asked
 
 
@@ -92,6 +92,19 @@ def _position(meta: _Facts) -> str:
     return f"after positions {at}"
 
 
+def _targets(meta: _Facts) -> str:
+    told = [text for text in map(target_text, meta.get("targets") or ()) if text]
+    return f"about {', '.join(markup.named(text) for text in told)}" if told else "about no token"
+
+
+def _other_prompt(meta: _Facts) -> str:
+    """The second prompt of patches and of a whole change, whose text is nowhere."""
+    for key, what in (("clean_token_ids", "from the clean ids"), ("corrupted_token_ids", "against the ids")):
+        if key in meta:
+            return f"{what} {' '.join(map(str, meta[key]))}"
+    return f"replaced by {meta['replace']}" if "replace" in meta else ""
+
+
 def _effects(meta: _Facts) -> str:
     by = f" ({meta['method']})" if "method" in meta else ""
     return f"{meta['patching']} effects of patches{by}"
@@ -108,5 +121,7 @@ _TOLD: tuple[Callable[[_Facts], str], ...] = (
     lambda meta: f"frozen: {', '.join(meta.get('freeze', ())) or 'nothing'}",
     lambda meta: part_text(meta) or "all of it",
     _position,
+    _targets,
+    _other_prompt,
     unit_text,
 )
