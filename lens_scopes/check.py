@@ -1,6 +1,6 @@
 """Finite differences on the live model: an opinion on scores that shares no derivative with how they were computed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -10,6 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.calculus.asked import Asked
+from lens_scopes.calculus.checkable import (
+    refuse_incomparable,
+    refuse_other_model,
+    refuse_other_scope,
+    refuse_unknown,
+)
 from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.pullback import Rows, pull_back
 from lens_scopes.calculus.signs import total
@@ -68,8 +74,10 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
         msg = "a difference cannot be checked by itself: check both of its sides"
         raise ValueError(msg)
     host = Host(model)
-    _refuse_unknown(scores.meta, "token_ids", "positions", *(("scope",) if scope is None else ()))
-    _refuse_incomparable(scores)
+    refuse_unknown(scores.meta, "token_ids", "positions", *(("scope",) if scope is None else ()))
+    refuse_incomparable(scores)
+    if scope is not None:
+        refuse_other_scope(scores.meta.get("scope"), scope)
     scope = scope if scope is not None else scope_from(scores.meta["scope"])
     # All positions, as they were asked for: a scope may have a target for each.
     asked = Asked.again(host, scores.meta, scope)
@@ -80,6 +88,7 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
     begin = dict.fromkeys(STREAM["resid_pre"].format(layer_of(name) or 0) for name in names)
     opened = dict.fromkeys([*names, *begin, *({inner} - {FINAL})])
     run = trace(host, tokens, list(opened), asked.positions)
+    refuse_other_model(scores.meta, host, lambda n, token: float(run.logits(0, n).softmax(-1)[token]))
     made, rows = _planted(run, asked, scores)
     root = torch.cat([one.root_weights() for one in made])
     cotangents = rows.at(slice(None), run.output(inner))[:, 0].detach().double()
@@ -147,11 +156,15 @@ def check_flow(flow: Flow, model: Any, *, scope: Scope | None = None, heads: int
     if "corrupted_token_ids" in flow.meta:
         msg = "a whole change is held against both prompts' runs already: flow.meta['gap'] says what it misses"
         raise ValueError(msg)
-    _refuse_unknown(flow.meta, "token_ids", "freeze", "together", *(("scope",) if scope is None else ()))
-    scope = scope if scope is not None else scope_from(flow.meta["scope"])
+    refuse_unknown(flow.meta, "token_ids", "freeze", "together", *(("scope",) if scope is None else ()))
     host, freeze = Host(model), flow.meta["freeze"]
+    if scope is not None:
+        refuse_other_scope(flow.meta.get("scope"), scope)
+    scope = scope if scope is not None else scope_from(flow.meta["scope"])
     asked = Asked.again(host, flow.meta, scope)
     (scores,) = answer(host, [asked], Options(host.sites("embed"), freeze=freeze))
+    live = [{one["id"]: one["p"] for one in there} for there in scores.meta["predictions"]]
+    refuse_other_model(flow.meta, host, lambda n, token: live[n].get(token, 0.0))
     total = scores.values[0].sum() if flow.meta["together"] else scores.values[0][list(flow.sources)].sum()
     frame = flow.top(10**6)
     chosen = frame[frame.kind == "head"].head(heads)
@@ -166,16 +179,6 @@ def check_flow(flow: Flow, model: Any, *, scope: Scope | None = None, heads: int
         "heads": found,
         "max_error": max(abs(row["flow"] - row["masked_backward"]) / scale for row in found),
     }
-
-
-def _refuse_unknown(meta: Mapping[str, Any], *needed: str) -> None:
-    missing = [key for key in needed if key not in meta]
-    if missing:
-        msg = (
-            f"check runs what a result says about itself again, and its meta has no {', '.join(map(repr, missing))}; "
-            "check what score or flow returned, or pass scope=... where the scope alone is missing"
-        )
-        raise ValueError(msg)
 
 
 def _masked_backward(host: Host, flow: Flow, asked: Asked, layer: int, head: int) -> float:
@@ -200,26 +203,6 @@ def _masked_backward(host: Host, flow: Flow, asked: Asked, layer: int, head: int
         through = (back[0].double() * g[row].double()).sum(-1) * float(weights[row])
         total += float((through / length * kept).sum())
     return total
-
-
-def _refuse_incomparable(scores: Scores) -> None:
-    """Refuse what is no derivative of the model at single places."""
-    meta = scores.meta
-    if "patching" in meta or "positions" not in meta or "targets" not in meta:
-        msg = (
-            f"check compares what score(...) returned, and {scores!r} holds {meta.get('patching', 'other')} effects; "
-            "patching.compare(predicted, measured) holds predictions against patches"
-        )
-    elif meta.get("summed"):
-        msg = f"check perturbs single places, and these scores are sums over {', '.join(meta['summed'])}; check before"
-    elif meta.get("freeze"):
-        msg = (
-            f"scores with freeze={list(meta['freeze'])} are not the derivative of what the model computes, so finite "
-            "differences of the model cannot confirm them; check the scores without freeze"
-        )
-    else:
-        return
-    raise ValueError(msg)
 
 
 def _largest(scores: Scores, places: int) -> list[dict[str, Any]]:

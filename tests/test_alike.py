@@ -83,7 +83,7 @@ def test_parts_are_compared_with_the_same_parts():
         patching.compare(at.sum("site"), measured.sum("pos"))
     with pytest.raises(ValueError, match=r"sums: .*'site'.*|selections"):
         patching.compare(at.sum("site"), measured.sel(site="embed"))
-    with pytest.raises(ValueError, match="site: 'hook_embed' and 'blocks.1.hook_resid_post' at 0"):
+    with pytest.raises(ValueError, match=r"site: 'hook_embed' and 'blocks.1.hook_resid_post' at 0"):
         patching.compare(effects(patching.predict, sites="embed"), at_end())
     together = effects(patching.measure, where=[(0, 1)], together=True)
     with pytest.raises(ValueError, match="places patched together"):
@@ -121,7 +121,7 @@ def test_predicted_and_measured_are_not_swapped():
 def test_cuts_are_no_patches_from_a_clean_prompt():
     model = tiny.host("gpt2", tiny.BACKENDS[0], torch.float32)
     cut = patching.ablate(model, CORRUPTED, SCOPE, where=None, by="zero")
-    with pytest.raises(ValueError, match="what is put in: .* and 'zero'"):
+    with pytest.raises(ValueError, match=r"what is put in: .* and 'zero'"):
         patching.compare(predicted(), cut.measured)
     other = patching.ablate(model, CORRUPTED, SCOPE, where=None, by="mean")
     with pytest.raises(ValueError, match="what is put in: 'mean' and 'zero'"):
@@ -145,7 +145,7 @@ def test_rankings_are_of_the_prompts_that_are_cut():
     model = tiny.host("gpt2", tiny.BACKENDS[0], torch.float32)
     ranked = [ls.score(model, ids, SCOPE, sites="embed") for ids in (CLEAN, CORRUPTED)]
     assert len(evaluate.ablation_curve(model, [CLEAN, CORRUPTED], ranked).deltas) == 2
-    with pytest.raises(ValueError, match="these scores and the prompt differ in token ids: .* in their order"):
+    with pytest.raises(ValueError, match=r"these scores and the prompt differ in token ids: .* in their order"):
         evaluate.ablation_curve(model, [CORRUPTED, CLEAN], ranked)
     early = ls.score(model, CLEAN, SCOPE, sites="embed", position=[2, 6])
     with pytest.raises(ValueError, match=r"positions explained: \[2\] and 6"):
@@ -153,7 +153,7 @@ def test_rankings_are_of_the_prompts_that_are_cut():
     assert evaluate.ablation_curve(model, [CLEAN], [early.sel(target_pos=6)]).deltas.isfinite().all()
     left = evaluate.leave_one_out(model, [CLEAN])[0]
     assert evaluate.rank_of_top(ranked[0], left)[0] >= 0
-    with pytest.raises(ValueError, match="rank_of_top .* differ in token_ids"):
+    with pytest.raises(ValueError, match=r"rank_of_top .* differ in token_ids"):
         evaluate.rank_of_top(ranked[1], left)
 
 

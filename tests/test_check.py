@@ -183,3 +183,15 @@ def test_other_steps_follow_where_the_first_do_not_agree(backend, monkeypatch):
     assert runs[0] == 48
     assert len(runs) == 3
     assert report["max_error"] < 0.3
+
+
+def test_a_check_is_of_the_model_and_the_scope_that_the_result_is_of():
+    model, other = (tiny.host(name, tiny.BACKENDS[0]) for name in ("gpt2", "llama"))
+    ids = tiny.tokens()
+    for result in (ls.score(model, ids, ls.Semantic(7)), ls.flow(model, ids, ls.Semantic(7))):
+        assert result.check(model, scope=ls.Semantic(7))["max_error"] < 1e-4
+        with pytest.raises(ValueError, match=r"is of a model '.*' that predicts .* and '.*' gives it .*; write check"):
+            result.check(other)
+        for scope in (ls.Semantic(8), ls.Semantic(7, 8), ls.Temperature()):
+            with pytest.raises(ValueError, match=r"is of Semantic\(target=7\), got scope="):
+                result.check(model, scope=scope)

@@ -64,7 +64,7 @@ LEVELS = (
     ("host/checkpointing",),
     ("host/freeze", "host/generating"),
     ("host",),
-    ("calculus", "calculus/blocks", "calculus/finite", "calculus/held", "calculus/subspace"),
+    ("calculus", "calculus/blocks", "calculus/checkable", "calculus/finite", "calculus/held", "calculus/subspace"),
     ("calculus/budget",),
     ("calculus/trace",),
     ("calculus/asked", "calculus/chosen", "calculus/ledger", "calculus/memory", "calculus/reach"),

@@ -250,8 +250,11 @@ def _refuse_other_prompt(scores: Scores, question: Question) -> None:
     if not told and at is not None and question.position not in at:
         told = [f"positions explained: {list(at)} and {question.position}"]
     if told:
-        msg = f"a ranking is of the prompt that it is held against, and these scores and the prompt differ in {told[0]}"
-        raise ValueError(f"{msg}; write scores of the same prompts, in their order")
+        msg = (
+            f"a ranking is of the prompt that it is held against, and these scores and the prompt differ in {told[0]}; "
+            "write scores of the same prompts, in their order"
+        )
+        raise ValueError(msg)
 
 
 def out_masks(

@@ -86,8 +86,11 @@ def rank_of_top(scores: Ranking, effects: Scores) -> tuple[int, float]:
     """
     told = unlike(scores.meta, effects.meta, _ABOUT) if isinstance(scores, Scores) else ""
     if told:
-        msg = f"rank_of_top holds scores against effects on the same prompt, and these differ in {told}"
-        raise ValueError(f"{msg}; write effects of leave_one_out for the same prompt")
+        msg = (
+            f"rank_of_top holds scores against effects on the same prompt, and these differ in {told}; write effects "
+            "of leave_one_out for the same prompt"
+        )
+        raise ValueError(msg)
     values = scores.values.squeeze(0) if isinstance(scores, Scores) else vector(scores, "scores", "pos")
     if not values.isfinite().all():
         msg = "a ranking takes finite scores, got NaN or infinity"

@@ -282,8 +282,8 @@ def compare(
         predicted: what ``predict`` returned, or other predictions of the same patches, in their units.
         measured: what ``measure`` returned; NaN where nothing was measured.
         orders: other proposals for the order of patches, by name: scores of the same places, or tensors of the same
-            shape, for instance norms, a flow's stream or TransformerLens's attribution patching. A prediction by path brings its own: "gradient",
-            "path" and "spread".
+            shape, for instance norms, a flow's stream or TransformerLens's attribution patching. A prediction by path
+            brings its own: "gradient", "path" and "spread".
         seed: of the random orders.
 
     Raises:
@@ -298,7 +298,9 @@ def compare(
             raise TypeError(msg)
     refuse_other_places("predicted and measured", predicted, measured)
     if predicted.tokens != measured.tokens:
-        msg = f"compare needs results about the same prompt, and tokens differ: {both(predicted.tokens, measured.tokens)}"
+        msg = (
+            f"compare needs results about the same prompt, and tokens differ: {both(predicted.tokens, measured.tokens)}"
+        )
         raise ValueError(msg)
     refuse_other_patches(predicted.meta, measured.meta)
     if measured.values.isnan().all():

@@ -49,8 +49,11 @@ def refuse_other_places(names: str, a: Any, b: Any) -> None:
     told = [f"{dim}: {both(a.coords[dim], b.coords[dim])}" for dim in axes]
     told += [f"axes: {both(a.dims, b.dims)}"] if a.dims != b.dims else []
     if told:
-        msg = f"compare needs results about the same places, and {names} differ in {'; '.join(told)}"
-        raise ValueError(f"{msg}; write the same sites, sums and selections in both")
+        msg = (
+            f"compare needs results about the same places, and {names} differ in {'; '.join(told)}; write the same "
+            "sites, sums and selections in both"
+        )
+        raise ValueError(msg)
 
 
 def refuse_other_patches(predicted: Facts, measured: Facts) -> None:

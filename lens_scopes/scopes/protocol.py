@@ -257,7 +257,7 @@ def scope_from(data: ScopeData) -> Scope:
         msg = f"meta['scope'] is {{'kind', 'fields', 'text'}}, got {shown(data)}; pass the scope: scope=..."
         raise ValueError(msg)
     kind, given = _kinds().get(data["kind"]), data["fields"]
-    if kind is None or any(map(_opaque, given.values())):
+    if kind is None or any(map(opaque, given.values())):
         what = "holds a function or a tensor" if kind is not None else "is not one of this package's"
         msg = f"the scope {data['kind']!r} {what} and cannot be remade from its provenance; pass it: scope=..."
         raise ValueError(msg)
@@ -279,9 +279,9 @@ def _kinds() -> dict[str, type]:
     return {name: getattr(scopes, name) for name in scopes.__all__}
 
 
-def _opaque(value: Any) -> bool:
+def opaque(value: Any) -> bool:
     """Whether something written down names a tensor or a function that it does not hold."""
-    return isinstance(value, Mapping) or (isinstance(value, list) and any(map(_opaque, value)))
+    return isinstance(value, Mapping) or (isinstance(value, list) and any(map(opaque, value)))
 
 
 def _plain(value: Any) -> Any:
