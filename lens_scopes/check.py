@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lens_scopes.calculus.asked import Asked
 from lens_scopes.calculus.checkable import (
+    first_choices,
     refuse_incomparable,
     refuse_other_model,
     refuse_other_scope,
@@ -88,7 +89,8 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
     begin = dict.fromkeys(STREAM["resid_pre"].format(layer_of(name) or 0) for name in names)
     opened = dict.fromkeys([*names, *begin, *({inner} - {FINAL})])
     run = trace(host, tokens, list(opened), asked.positions)
-    refuse_other_model(scores.meta, host, lambda n, token: float(run.logits(0, n).softmax(-1)[token]))
+    first = enumerate(first_choices(scores.meta))
+    refuse_other_model(scores.meta, host, [float(run.logits(0, n).softmax(-1)[token]) for n, token in first])
     made, rows = _planted(run, asked, scores)
     root = torch.cat([one.root_weights() for one in made])
     cotangents = rows.at(slice(None), run.output(inner))[:, 0].detach().double()
@@ -163,8 +165,9 @@ def check_flow(flow: Flow, model: Any, *, scope: Scope | None = None, heads: int
     scope = scope if scope is not None else scope_from(flow.meta["scope"])
     asked = Asked.again(host, flow.meta, scope)
     (scores,) = answer(host, [asked], Options(host.sites("embed"), freeze=freeze))
-    live = [{one["id"]: one["p"] for one in there} for there in scores.meta["predictions"]]
-    refuse_other_model(flow.meta, host, lambda n, token: live[n].get(token, 0.0))
+    live = [{one["id"]: one.get("p", 0.0) for one in there} for there in scores.meta.get("predictions", ())]
+    said = [there.get(token, 0.0) for there, token in zip(live, first_choices(flow.meta), strict=False)]
+    refuse_other_model(flow.meta, host, said)
     total = scores.values[0].sum() if flow.meta["together"] else scores.values[0][list(flow.sources)].sum()
     frame = flow.top(10**6)
     chosen = frame[frame.kind == "head"].head(heads)

@@ -1,6 +1,6 @@
 """What a check may hold a result against: the model and the scope that it is of, place by place."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lens_scopes.host import Host
@@ -13,28 +13,33 @@ from lens_scopes.scopes.protocol import Scope, data_of, opaque
 _SAME = 0.3
 
 
-def refuse_other_model(meta: Mapping[str, Any], host: Host, said: Callable[[int, int], float]) -> None:
+def first_choices(meta: Mapping[str, Any]) -> list[int]:
+    """By position, the token that the model of a result chose first; none in what was written by hand."""
+    return [int(predictions[0]["id"]) for predictions in meta.get("predictions") or () if predictions]
+
+
+def refuse_other_model(meta: Mapping[str, Any], host: Host, said: Sequence[float]) -> None:
     """Refuse a model that predicts something else than the one that the result is of.
 
     Args:
         meta: the result's.
         host: the model.
-        said: its probability of a token, after one of the positions.
+        said: by position, its probability of those first choices.
 
     Raises:
         ValueError: naming both models, and what they say.
 
     """
-    for n, (at, predictions) in enumerate(zip(meta["positions"], meta.get("predictions") or (), strict=False)):
-        for first in predictions[:1]:
-            was, now = first.get("p"), said(n, first["id"])
-            if was is not None and not abs(now - was) <= _SAME * was:
-                msg = (
-                    f"the result is of a model {meta.get('model')!r} that predicts {first['text']!r} after position {at} "
-                    f"with p = {was:.3g}, and {host.name!r} gives it {now:.3g}: these are other weights, or other "
-                    "hooks; write check(model) with the model as it was"
-                )
-                raise ValueError(msg)
+    known = [predictions[0] for predictions in meta.get("predictions") or () if predictions]
+    for position, first, now in zip(meta.get("positions", ()), known, said, strict=False):
+        was = first.get("p")
+        if was is not None and not abs(now - was) <= _SAME * was:
+            msg = (
+                f"the result is of a model {meta.get('model')!r} that predicts {first['text']!r} after position "
+                f"{position} with p = {was:.3g}, and {host.name!r} gives it {now:.3g}: these are other weights, or "
+                "other hooks; write check(model) with the model as it was"
+            )
+            raise ValueError(msg)
 
 
 def refuse_other_scope(known: ScopeData | None, scope: Scope) -> None:
@@ -57,6 +62,7 @@ def refuse_other_scope(known: ScopeData | None, scope: Scope) -> None:
 
 
 def refuse_unknown(meta: Mapping[str, Any], *needed: str) -> None:
+    """Refuse a result that does not say what is needed to run it again."""
     missing = [key for key in needed if key not in meta]
     if missing:
         msg = (
