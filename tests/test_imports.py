@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lens_scopes"
 LEVELS = (
     ("sites", "results/given", "host/undo", "host/fitness", "views/pixels"),
     ("results/older", "results/labelled", "results/provenance", "results/text", "scopes/prediction", "scopes/summands"),
-    ("results/alike",),
+    ("results/alike", "results/wellformed"),
     (
         "results/difference",
         "results/files",

@@ -16,7 +16,7 @@ from lens_scopes.evaluate.intervals import FEWEST, bootstrap_interval, interval_
 from lens_scopes.evaluate.protocol import Protocol, Question, ask, skipped
 from lens_scopes.host.prompts import Prompt
 from lens_scopes.host.undo import guarded
-from lens_scopes.results import files, labelled
+from lens_scopes.results import files, labelled, wellformed
 from lens_scopes.results.alike import both
 from lens_scopes.results.given import Integer, integer, listed, shown, vector
 from lens_scopes.results.provenance import Meta, versions
@@ -88,7 +88,8 @@ class Curve:
 
     def save(self, path: str | Path) -> Path:
         """Write to one safetensors file with a JSON header, whole or not at all."""
-        return files.save(path, "Curve", {"deltas": self.deltas}, {"fractions": self.fractions, "meta": self.meta})
+        header = {"fractions": self.fractions, "meta": self.meta}
+        return files.save(path, "Curve", {"deltas": self.deltas}, header, self._of)
 
     @classmethod
     def load(cls, path: str | Path) -> "Curve":
@@ -103,7 +104,11 @@ class Curve:
 
     @classmethod
     def _of(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> "Curve":
-        return cls(tensors["deltas"], tuple(header["fractions"]), header["meta"])
+        wellformed.refuse_misfit(header, wellformed.CurveHeader)
+        deltas, fractions = tensors["deltas"], shares([float(share) for share in header["fractions"]])
+        wellformed.refuse_shape("deltas", deltas, len(deltas), len(fractions))
+        wellformed.refuse_prompts(deltas, len(deltas), header["meta"])
+        return cls(deltas, fractions, header["meta"])
 
     def __repr__(self) -> str:
         """One line."""

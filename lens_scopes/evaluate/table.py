@@ -32,7 +32,7 @@ from lens_scopes.evaluate.protocol import Protocol, ask
 from lens_scopes.host.fingerprint import weights
 from lens_scopes.host.prompts import Prompt
 from lens_scopes.host.undo import guarded
-from lens_scopes.results import files, labelled
+from lens_scopes.results import files, labelled, wellformed
 from lens_scopes.results.given import Integer, integer, listed, shown
 from lens_scopes.results.provenance import Meta, versions
 from lens_scopes.scopes.protocol import Scope, data_of
@@ -165,7 +165,7 @@ class Table:
     def save(self, path: str | Path) -> Path:
         """Write to one safetensors file with a JSON header, whole or not at all."""
         header = {"methods": self.methods, "measures": self.measures, "baseline": self.baseline, "seed": self.seed}
-        return files.save(path, "Table", {"values": self.values}, header | {"meta": self.meta})
+        return files.save(path, "Table", {"values": self.values}, header | {"meta": self.meta}, self._of)
 
     @classmethod
     def load(cls, path: str | Path) -> "Table":
@@ -180,6 +180,11 @@ class Table:
 
     @classmethod
     def _of(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> "Table":
+        wellformed.refuse_misfit(header, wellformed.TableHeader)
+        values, prompts = tensors["values"], header["meta"].get("lengths", tensors["values"][0])
+        wellformed.refuse_shape("values", values, len(header["methods"]), len(prompts), len(header["measures"]))
+        wellformed.refuse_prompts(values, len(prompts), header["meta"])
+        shares([float(name) for name in header["measures"] if name not in ("aopc", RANK)])
         labels = (tuple(header["methods"]), tuple(header["measures"]), header["baseline"], header["seed"])
         return cls(tensors["values"], *labels, header["meta"])
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_scopes.results import files, labelled
+from lens_scopes.results import files, labelled, wellformed
 from lens_scopes.results.alike import both, refuse_other_patches, refuse_other_places
 from lens_scopes.results.given import integer, shown, vector
 from lens_scopes.results.prediction import Prediction
@@ -197,7 +197,7 @@ class Comparison:
             "seed": self.seed,
             "meta": {"predicted": self.predicted.meta, "measured": m.meta},
         }
-        return files.save(path, "Comparison", tensors, header)
+        return files.save(path, "Comparison", tensors, header, self._of)
 
     @classmethod
     def load(cls, path: str | Path) -> "Comparison":
@@ -212,18 +212,15 @@ class Comparison:
 
     @classmethod
     def _of(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> "Comparison":
-        coords = {dim: tuple(labels) for dim, labels in header["coords"].items()}
-        labels = (tuple(header["dims"]), coords, tuple(header["tokens"]))
-        whole = {
-            "dims": header["dims"],
-            "coords": coords,
-            "tokens": header["tokens"],
-            "meta": header["meta"]["predicted"],
-        }
-        kind = Prediction if "method" in whole["meta"] else Scores
-        predicted = kind._of({**tensors, "values": tensors["predicted"]}, whole)
-        measured = Scores(tensors["measured"], *labels, header["meta"]["measured"])
+        wellformed.refuse_misfit(header, wellformed.ComparisonHeader)
+        sides = {side: {**header, "meta": meta} for side, meta in header["meta"].items()}
+        kind = Prediction if "method" in header["meta"]["predicted"] else Scores
+        predicted = kind._of({**tensors, "values": tensors["predicted"]}, sides["predicted"])
+        measured = Scores._of({"values": tensors["measured"]}, sides["measured"])
         orders = {name: tensors[f"order.{i}"] for i, name in enumerate(header["orders"])}
+        for name, order in orders.items():
+            wellformed.refuse_shape(f"order {name!r}", order, *measured.values.shape)
+            wellformed.refuse_values(f"order {name!r}", order, gaps=True)
         return cls(predicted, measured, orders, header["seed"])
 
     def __repr__(self) -> str:
@@ -306,7 +303,8 @@ def compare(
     if measured.values.isnan().all():
         msg = "nothing was measured (all NaN); widen where="
         raise ValueError(msg)
-    pair = (predicted.values[~measured.values.isnan()], measured.values[~measured.values.isnan()])
+    there = ~measured.values.isnan()
+    pair = (predicted.values[there], measured.values[there])
     if not all(values.isfinite().all() for values in pair):
         msg = "compare needs finite numbers where something was measured; predicted or measured hold NaN or infinity"
         raise ValueError(msg)
@@ -318,6 +316,9 @@ def compare(
         values = order.values if isinstance(order, Scores) else vector(order, f"the order {name!r} (or Scores)")
         if values.shape != measured.values.shape:
             msg = f"the order {name!r} has shape {tuple(values.shape)}, the effects {tuple(measured.values.shape)}"
+            raise ValueError(msg)
+        if not values[there].isfinite().all():
+            msg = f"the order {name!r} holds NaN or infinity where something was measured; write finite numbers there"
             raise ValueError(msg)
         tensors[name] = values.detach().cpu()
     return Comparison(predicted, measured, tensors, seed)

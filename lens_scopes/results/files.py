@@ -41,18 +41,26 @@ def _refuse_other_kinds(path: Path) -> None:
             raise ValueError(msg)
 
 
-def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Path:
-    """Write tensors and a JSON header to one file, whole or not at all.
+Result = TypeVar("Result")
+#: Makes a result of tensors and a header, or refuses them: what ``load`` and ``save`` ask of every kind.
+Made = Callable[[dict[str, Tensor], dict[str, Any]], Result]
+
+
+def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], header: Mapping[str, Any], made: Made) -> Path:
+    """Write tensors and a JSON header to one file, whole or not at all; and nothing that ``load`` would refuse.
 
     Raises:
-        ValueError: a name that ends as another kind of file does.
+        ValueError: a name that ends as another kind of file does, or a result that is none.
         FileNotFoundError: the directory is not there.
 
     """
     from safetensors.torch import save as to_bytes
 
     _refuse_other_kinds(Path(path))
-    text = as_text({"schema": SCHEMA, "kind": kind, **header})
+    text = as_text({"schema": SCHEMA, "kind": kind, "tensors": _shapes(tensors), **header})
+    if (wrong := _wrong(made, dict(tensors), json.loads(text))) is not None:
+        msg = f"this {kind} cannot be saved, as it could not be read again: {wrong}"
+        raise ValueError(msg)
     payload = to_bytes({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, metadata={_KEY: text})
     return write(path, payload)
 
@@ -96,10 +104,7 @@ def write(path: str | Path, payload: bytes | str) -> Path:
     return path
 
 
-Result = TypeVar("Result")
-
-
-def load(path: str | Path, kind: str, made: Callable[[dict[str, Tensor], dict[str, Any]], Result]) -> Result:
+def load(path: str | Path, kind: str, made: "Made[Result]") -> Result:
     """The result in a file that ``save`` wrote.
 
     Args:
@@ -129,11 +134,16 @@ def load(path: str | Path, kind: str, made: Callable[[dict[str, Tensor], dict[st
         msg = f"{path} is no lens_scopes result (schema None): it has no header of ours; load it with safetensors"
         raise ValueError(msg)  # noqa: TRY004 - the file's content, not a Python type
     schema = header.get("schema")
-    if schema not in (1, SCHEMA):
+    if isinstance(schema, bool) or schema not in (1, SCHEMA):
         msg = f"{path} has schema {schema}, this version reads schema {SCHEMA} and the one before it"
         raise ValueError(msg)
     if header.get("kind") != kind:
         msg = f"{path} holds a {header.get('kind')}, not a {kind}; load it with {header.get('kind')}.load"
+        raise ValueError(msg)
+    known = header.pop("tensors", _shapes(tensors))
+    if known != _shapes(tensors):
+        msg = f"{path} is not a complete lens_scopes result: it was written with the tensors {known}, and holds "
+        msg += f"{_shapes(tensors)}; save the result again"
         raise ValueError(msg)
     empty = [key for key, value in header.items() if value is None]
     if empty:
@@ -141,10 +151,31 @@ def load(path: str | Path, kind: str, made: Callable[[dict[str, Tensor], dict[st
         raise ValueError(msg)
     try:
         return made(tensors, from_schema_1(header) if schema == 1 else header)
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as failure:
-        what = f"{failure} is missing" if isinstance(failure, KeyError) else failure
-        msg = f"{path} is not a complete lens_scopes result: {what}; save the result again"
+    except _NONE as failure:
+        msg = f"{path} is not a complete lens_scopes result: {_told(failure)}; save the result again"
         raise ValueError(msg) from failure
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[Any]]:
+    """What a file says about its tensors; those of earlier versions say nothing."""
+    return {name: [str(one.dtype).removeprefix("torch."), *one.shape] for name, one in sorted(tensors.items())}
+
+
+# What making a result of parts that are none raises.
+_NONE = (KeyError, TypeError, AttributeError, ValueError, IndexError)
+
+
+def _told(failure: Exception) -> str:
+    return f"{failure} is missing" if isinstance(failure, KeyError) else str(failure)
+
+
+def _wrong(made: Made, tensors: dict[str, Tensor], header: dict[str, Any]) -> str | None:
+    """What is wrong with parts that are no result; None with those that are one."""
+    try:
+        made(tensors, header)
+    except _NONE as failure:
+        return _told(failure)
+    return None
 
 
 def as_text(facts: Mapping[str, Any]) -> str:

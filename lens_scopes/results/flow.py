@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.results import files, labelled
+from lens_scopes.results import files, labelled, wellformed
 from lens_scopes.results.carriers import by_last_head, carriers, dataset, long_form
 from lens_scopes.results.circuit import Circuit, circuit_of
 from lens_scopes.results.given import Integer, integer
@@ -281,7 +281,7 @@ class Flow:
         """Write to one safetensors file with a JSON header, whole or not at all."""
         tensors = {name: t for name in _TENSORS if (t := getattr(self, name)) is not None}
         header = {"residual": self.residual, "tokens": self.tokens, "sources": self.sources, "meta": self.meta}
-        return files.save(path, "Flow", tensors, header)
+        return files.save(path, "Flow", tensors, header, self._of)
 
     @classmethod
     def load(cls, path: str | Path) -> "Flow":
@@ -296,17 +296,14 @@ class Flow:
 
     @classmethod
     def _of(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> "Flow":
+        wellformed.refuse_misfit(header, wellformed.FlowHeader)
         optional = ("skip", "last", "composition", "edges", "probes")
         parts: dict[str, Any] = {name: tensors.get(name) if name in optional else tensors[name] for name in _TENSORS}
         if parts["skip"] is None:  # 0.1.0 did not keep it
             parts["skip"] = tensors["total"][:, None] - tensors["heads"].sum(-1)
-        return cls(
-            **parts,
-            residual=header["residual"],
-            tokens=tuple(header["tokens"]),
-            sources=tuple(header["sources"]),
-            meta=header["meta"],
-        )
+        tokens, sources, meta = tuple(header["tokens"]), tuple(header["sources"]), header["meta"]
+        wellformed.refuse_flow(parts, tokens, sources, meta)
+        return cls(**parts, residual=header["residual"], tokens=tokens, sources=sources, meta=meta)
 
     def check(self, model: Any, *, scope: Any = None, heads: int = 3) -> dict[str, Any]:
         """The totals against finite differences, the strongest heads against a masked backward pass of their own.

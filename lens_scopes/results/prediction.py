@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lens_scopes.results import wellformed
 from lens_scopes.results.scores import Scores
 
 #: In a file, before the name of an estimate.
@@ -104,6 +105,15 @@ class Prediction(Scores):
     def _of(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> "Prediction":
         scores = Scores._of(tensors, header)
         estimates = {name.removeprefix(_PREFIX): one for name, one in tensors.items() if name.startswith(_PREFIX)}
+        if scores.meta.get("method") not in ("gradient", "fixed") and not {"gradient", "path"} <= estimates.keys():
+            msg = f"a prediction by {scores.meta.get('method')!r} has the tensors estimate.gradient and estimate.path"
+            raise ValueError(msg)
+        if estimates and not {"clean", "corrupted"} <= (scores.meta.get("metric") or {}).keys():
+            msg = "meta['metric'] is what the scope measures on the 'clean' and the 'corrupted' prompt"
+            raise ValueError(msg)
+        for name, one in estimates.items():
+            wellformed.refuse_shape(_PREFIX + name, one, *scores.values.shape)
+            wellformed.refuse_values(_PREFIX + name, one, gaps=True)
         return cls(scores.values, scores.dims, scores.coords, scores.tokens, scores.meta, scores.probes, estimates)
 
 

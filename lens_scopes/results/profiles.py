@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_scopes.results import files
+from lens_scopes.results import files, wellformed
+from lens_scopes.results.given import shown
 from lens_scopes.results.provenance import Meta, taken_text
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class Profile:
         """Write to one safetensors file with a JSON header, whole or not at all."""
         header = {key: getattr(self, key) for key in ("labels", "by", "unit", "meta")}
         header["lengths"] = self.lengths or ()
-        return files.save(path, "Profile", {"each": self.each}, header)
+        return files.save(path, "Profile", {"each": self.each}, header, self._of)
 
     @classmethod
     def load(cls, path: str | Path) -> "Profile":
@@ -134,7 +135,14 @@ class Profile:
 
     @classmethod
     def _of(cls, tensors: dict[str, Tensor], header: dict[str, Any]) -> "Profile":
+        wellformed.refuse_misfit(header, wellformed.ProfileHeader)
         lengths = tuple(header["lengths"]) or None
+        each, labels = tensors["each"], header["labels"]
+        wellformed.refuse_shape("each", each, len(each), len(labels))
+        wellformed.refuse_values("each", each, gaps=True)
+        if len(set(labels)) < len(labels) or (lengths is not None and len(lengths) != len(labels)):
+            msg = f"labels are {shown(labels)}, one each, and lengths {shown(lengths)}, one for each"
+            raise ValueError(msg)
         return cls(tensors["each"], tuple(header["labels"]), header["by"], header["unit"], lengths, header["meta"])
 
     def show(self) -> Any:

@@ -189,7 +189,7 @@ class Meta(TypedDict, total=False):
     """The places that were patched together: site, position and head."""
 
     # Evaluation.
-    protocol: str | None
+    protocol: Literal["paper"] | None
     """None, or "paper"."""
     replace: str
     """How tokens, or activations, were taken out."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from lens_scopes.results import difference, files, labelled, spans
+from lens_scopes.results import difference, files, labelled, spans, wellformed
 from lens_scopes.results.provenance import Meta, Units, lengths, scope_text, taken_text, target_text
 from lens_scopes.sites import named
 
@@ -262,7 +262,7 @@ class Scores:
     def save(self, path: str | Path) -> Path:
         """Write to one safetensors file with a JSON header, whole or not at all."""
         header = {"dims": self.dims, "coords": self.coords, "tokens": self.tokens, "meta": self.meta}
-        return files.save(path, type(self).__name__, self._tensors(), header)
+        return files.save(path, type(self).__name__, self._tensors(), header, self._of)
 
     def _tensors(self) -> dict[str, Tensor]:
         """What a file holds beside the header."""
@@ -281,14 +281,15 @@ class Scores:
 
     @classmethod
     def _of(cls: type[_S], tensors: dict[str, Tensor], header: dict[str, Any]) -> _S:
-        return cls(
-            tensors["values"],
-            tuple(header["dims"]),
-            {dim: tuple(labels) for dim, labels in header["coords"].items()},
-            tuple(header["tokens"]),
-            header["meta"],
-            tensors.get("probes"),
-        )
+        wellformed.refuse_misfit(header, wellformed.ScoresHeader)
+        coords = {dim: tuple(labels) for dim, labels in header["coords"].items()}
+        labels = (tuple(header["dims"]), coords, tuple(header["tokens"]), header["meta"])
+        found = cls(tensors["values"], *labels, tensors.get("probes"))
+        wellformed.refuse_scores(found.values, *labels)
+        if found.probes is not None:
+            wellformed.refuse_shape("probes", found.probes, *found.probes.shape)
+        wellformed.refuse_values("probes", found.probes, gaps="patching" in found.meta)
+        return found
 
     def check(self, model: Any, *, scope: Any = None, places: int = 4) -> dict[str, Any]:
         """Finite differences on the live model at the largest scores; returns numbers and judges nothing.
