@@ -26,6 +26,7 @@ from lens_scopes.host import Host
 from lens_scopes.host.readout import final_norm
 from lens_scopes.host.undo import guarded
 from lens_scopes.results.flow import Flow
+from lens_scopes.results.given import integer
 from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope, cotangents_at, cotangents_of, scope_from, site_of, spans_positions
 from lens_scopes.scopes.state import Cotangents
@@ -71,6 +72,7 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
             determine; a difference of two results; or see ``score``.
 
     """
+    places = integer(places, "places (how many are perturbed)", 1)
     if "difference" in scores.meta:
         msg = "a difference cannot be checked by itself: check both of its sides"
         raise ValueError(msg)
@@ -152,6 +154,7 @@ def check_flow(flow: Flow, model: Any, *, scope: Scope | None = None, heads: int
         ValueError: shares, which have lost their totals; or see ``score``.
 
     """
+    heads = integer(heads, "heads (how many are checked)", 1)
     if flow.units == "share":
         msg = "shares have lost the totals that could be checked; write flow.check(model) before flow.share()"
         raise ValueError(msg)

@@ -157,7 +157,7 @@ def flow(
     about: Meta = {"end": extent.end} if extent.is_inner else {}
     if not isinstance(edges, bool):
         about["edge_heads"] = [list(head) for head in mapped]
-    points = integer(steps, "steps (they count the points of the line)", 1)
+    points = integer(steps, "steps (they count the points of the line)", 1, 10_000)
     if against is not None:
         _refuse_frozen(freeze)
         pair = Pair.of(model, prompt, against, scope, position)

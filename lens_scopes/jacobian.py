@@ -19,7 +19,7 @@ from lens_scopes.host import Host, encode, token_texts
 from lens_scopes.host.fingerprint import fingerprint, refuse_changed
 from lens_scopes.host.prompts import Positions, Prompt, positions_of, spans_of
 from lens_scopes.host.undo import guarded
-from lens_scopes.results.given import Integer, integer, is_integer, vector
+from lens_scopes.results.given import Integer, integer, is_integer, number, vector
 from lens_scopes.scopes.state import Cotangents
 from lens_scopes.sites import FINAL, depth
 
@@ -203,9 +203,7 @@ class Jacobian:
         if not 1 <= k <= min(d_out, pos * d_in):
             msg = f"svd({k}): J is {d_out} x {pos * d_in}, so k is between 1 and {min(d_out, pos * d_in)}"
             raise ValueError(msg)
-        if not tol > 0:
-            msg = f"svd's tol is a part of the largest singular value, above 0, got {tol}"
-            raise ValueError(msg)
+        tol = number(tol, "svd's tol (a part of the largest singular value)", above=0, example=1e-4)
 
         def pull(rows: Tensor) -> Tensor:
             return self.vjp(rows).flatten(1).double().cpu()
@@ -234,6 +232,7 @@ class Jacobian:
         import pandas as pd
 
         host = self.run.host
+        tokens = integer(tokens, "decode's tokens", 1, host.vocab)
         unembed, embed = self.run.readout.weight.double().cpu(), host.embedding.detach().double().cpu()
         ids = self.run.tokens[0].tolist()
         texts = token_texts(host, ids)

@@ -12,10 +12,14 @@ import lens_scopes as ls
 import tiny
 from lens_scopes import evaluate, patching
 
-pytestmark = [pytest.mark.host, pytest.mark.wrong_types]
+pytestmark = [
+    pytest.mark.host,
+    pytest.mark.wrong_types,
+    pytest.mark.filterwarnings("ignore:.*(have different signs|points of the path miss)"),
+]
 
 BACKEND = tiny.BACKENDS[0]
-IDS = tiny.tokens()
+IDS, OTHER = tiny.tokens(), tiny.tokens(seed=1)
 SEVEN = ls.Semantic(7)
 ONES = [1.0] * tiny.D_MODEL
 INNER = "blocks.0.hook_resid_post"
@@ -37,6 +41,25 @@ def scores():
 @functools.cache
 def flow():
     return ls.flow(model(), IDS, SEVEN)
+
+
+@functools.cache
+def both():
+    return [verb(model(), IDS, OTHER, SEVEN, sites="embed") for verb in (patching.predict, patching.measure)]
+
+
+def compared():
+    return patching.compare(*both())
+
+
+@functools.cache
+def curve():
+    return ablation()
+
+
+@functools.cache
+def table():
+    return evaluate.compare_methods(model(), [IDS], ["temperature"], baseline="last_first")
 
 
 @functools.cache
@@ -419,7 +442,128 @@ MISTAKES = {
         lambda: patching.compare(scores(), None),
         ("measured got None", "takes Scores", "write what predict and measure returned"),
     ),
+    # Numbers, words and flags
+    "a word for a temperature": (
+        lambda: ls.generate(model(), IDS, temperature="0"),
+        ("got '0' (str)", "a number", "write e.g. 0"),
+    ),
+    "a cold temperature": (lambda: ls.generate(model(), IDS, temperature=-1), ("got -1", "or above", "write temperature=0")),
+    "a seed without an end": (
+        lambda: ls.generate(model(), IDS, seed=2**70),
+        (f"got {2**70}", "is an integer", f"write {2**63 - 1} or less"),
+    ),
+    "a share in words": (lambda: compared().patches_to("0.9"), ("got '0.9' (str)", "a part of the total effect", "write e.g. 0.9")),
+    "a share above all": (lambda: compared().summary(2), ("got 2", "at most 1", "write e.g. 0.9")),
+    "a level in words": (lambda: table().verdict("temperature", level="x"), ("got 'x'", "between 0 and 1", "write e.g. 0.95")),
+    "a level in percent": (lambda: curve().interval(95), ("got 95", "between 0 and 1", "write e.g. 0.95")),
+    "a share of a circuit in words": (lambda: flow().circuit("0.9"), ("got '0.9'", "a share of the total", "write e.g. 0.9")),
+    "a tolerance in words": (
+        lambda: patching.predict(model(), IDS, OTHER, SEVEN, tol="1"),
+        ("got '1'", "a share of the metric's difference", "write e.g. 0.01"),
+    ),
+    "a path without an end": (
+        lambda: patching.predict(model(), IDS, OTHER, SEVEN, steps=2**70),
+        (f"got {2**70}", "the points of the path", "write 10000 or less"),
+    ),
+    "singular vectors to no tolerance": (
+        lambda: ls.jacobian(model(), IDS).svd(2, tol=float("nan")),
+        ("got nan", "above 0", "write e.g. 0.0001"),
+    ),
+    "no tokens to decode": (lambda: ls.jacobian(model(), IDS).decode(2, tokens=0), ("got 0", "decode's tokens", "write 1 or more")),
+    "no places to check": (lambda: scores().check(model(), places=0), ("got 0", "how many are perturbed", "write 1 or more")),
+    "no heads to check": (lambda: flow().check(model(), heads=0), ("got 0", "how many are checked", "write 1 or more")),
+    "fewer than no heads": (lambda: flow().check(model(), heads=-1), ("got -1", "how many are checked", "write 1 or more")),
+    "no bins": (lambda: ls.profile([scores(), scores()], "site", bins=0), ("got 0", "told apart", "write 1 or more")),
+    "a profile of one": (lambda: ls.profile(scores(), "site"), ("got Scores(", "a list of results", "write what score_batch")),
+    "a list for a cache": (
+        lambda: patching.measure(model(), IDS, OTHER, SEVEN, cache=[]),
+        ("got [] (list)", "a dict of yours", "write cache = {}"),
+    ),
+    "a flag for a cache": (
+        lambda: patching.measure(model(), IDS, OTHER, SEVEN, cache=True),
+        ("got True (bool)", "a dict of yours", "write cache = {}"),
+    ),
+    "a word for a flag": (
+        lambda: patching.measure(model(), IDS, OTHER, SEVEN, together="no"),
+        ("got 'no' (str)", "True or False", "write one of them"),
+    ),
+    "a word for squared": (
+        lambda: ls.Cotangents(torch.ones(1, tiny.D_MODEL), None, "yes"),
+        ("got 'yes' (str)", "True or False", "write one of them"),
+    ),
+    "orders without names": (
+        lambda: patching.compare(*both(), orders=[torch.zeros(3)]),
+        ("got [tensor", "a dict of proposals", "write orders="),
+    ),
+    "an order with holes": (
+        lambda: patching.compare(*both(), orders={"x": both()[0].values * torch.nan}),
+        ("the order 'x'", "NaN or infinity", "write finite numbers"),
+    ),
+    "a number for axes": (lambda: scores().plot(ax=3), ("got 3 (int)", "matplotlib's axes", "write ax=plt.subplots")),
+    "a curve on a number": (lambda: curve().plot(ax=3), ("got 3 (int)", "matplotlib's axes", "write ax=plt.subplots")),
+    "a word for the first of a profile": (
+        lambda: ls.profile([scores(), scores()], "site").plot(first="skip"),
+        ("got 'skip'", "'show', 'hide' or 'share'", "write first='hide'"),
+    ),
+    "a number for a title": (
+        lambda: ls.report(scores(), place() / "r.html", title=3),
+        ("got 3 (int)", "a text, or None", "write title='...'"),
+    ),
+    "no name for a model": (lambda: ls.load(None), ("got None", "a name on the hub, a directory or a .gguf file", "write e.g. 'gpt2'")),
+    "a word for a dtype": (lambda: ls.load("gpt2", dtype="float32"), ("got 'float32'", "a type of torch", "write dtype=torch.float32")),
+    "no such device": (lambda: ls.load("gpt2", device="gpu9x"), ("got 'gpu9x'", "a device of torch", "write device='cpu'")),
+    "a number for a file": (lambda: ls.Scores.load(3), ("got 3 (int)", "a string or a Path", "write e.g. 'scores.safetensors'")),
+    "a directory for a file": (lambda: ls.Scores.load("."), ("got '.'", "a path names a file", "write e.g. 'scores.safetensors'")),
+    "no folder": (lambda: ls.corpus.open(None), ("got None", "a string or a Path", "write e.g. 'runs/a'")),
+    "a word for how many cases": (lambda: ls.demo.cases("ioi", n="3"), ("got '3' (str)", "the number of cases", "write e.g. 3")),
+    "fewer than no cases": (lambda: ls.demo.cases("ioi", n=-1), ("got -1", "the number of cases", "write 0 or more")),
+    "a list for a kind": (lambda: ls.demo.cases(["ioi"]), ("no kind ['ioi']", "write one of", "None for all")),
+    "a builtin for a scope": (lambda: score(scope=all), ("got <built-in function all>", "a function of the final state", "write e.g. ls.")),
+    "a number for a metric's name": (lambda: ls.Metric(torch.sum, name=3), ("got 3 (int)", "a text, or None", "write name=")),
+    "a number for a direction's name": (lambda: ls.Direction(ONES, name=3), ("got 3 (int)", "a text, or None", "write name=")),
+    "a list for an axis": (lambda: scores().sum(["pos"]), ("no axis ['pos']", "there is no axis", "write one of site, pos")),
+    "a list for a span": (lambda: ls.Text([1], ["a"]).part(["a"]), ("no span ['a']", "in this text", "it has none")),
+    "a number for a Text's tokens": (lambda: ls.Text([1], 3), ("got 3 (int)", "a list of strings", "write ['The', ' cat']")),
+    "characters without names": (
+        lambda: scores().aggregate({"a": (0, 1)}, chars=[(0, 1)]),
+        ("got [(0, 1)]", "by name", "write chars="),
+    ),
+    "scores of a list": (
+        lambda: ls.Scores([1.0], ("pos",), {"pos": (0,)}, ("a",)),
+        ("got [1.0]", "values are a tensor", "write ('site', 'pos')"),
+    ),
+    "scores without labels": (
+        lambda: ls.Scores(torch.ones(1), ("pos",), None, ("a",)),
+        ("got None", "labels of every axis", "write {'pos': (0, 1), ...}"),
+    ),
+    "scores with a list of facts": (
+        lambda: ls.Scores(torch.ones(1), ("pos",), {"pos": (0,)}, ("a",), []),
+        ("[] (list)", "meta is a dict", "write ('a', ' b')"),
+    ),
     # Evaluation
+    "scopes without names": (
+        lambda: evaluate.compare_methods(model(), [IDS], [SEVEN]),
+        ("got [Semantic(target=7)]", "a dict of scopes and functions by name", "write {'mine':"),
+    ),
+    "a function that does not say what it gets": (
+        lambda: evaluate.compare_methods(model(), [IDS], {"mine": lambda q: q}),
+        ("with 'q'", "a method if its first parameter is called question", "write lambda question"),
+    ),
+    "a builtin for a skip": (lambda: ablation(skip=all), ("got <built-in function all>", "a list of positions", "write e.g. 3")),
+    "a corpus for zeros": (lambda: ablation(corpus=[1]), ("replace='zero'", "what replace='resample' draws from", "leave it out")),
+    "a list for a baseline": (
+        lambda: evaluate.compare_methods(model(), [IDS], ["temperature"], baseline=["random"]),
+        ("got ['random']", "the name of a method", "write baseline='gradient_x_input'"),
+    ),
+    "a number for a file to go on from": (
+        lambda: evaluate.compare_methods(model(), [IDS], ["temperature"], resume=3),
+        ("got 3 (int)", "a string or a Path", "write e.g."),
+    ),
+    "measures alone": (lambda: table().to_markdown("aopc"), ("got 'aopc'", "a list of them", "write e.g. ['aopc']")),
+    "effects of nothing": (
+        lambda: evaluate.rank_of_top(scores().values[0], None),
+        ("got None", "that leave_one_out returned", "write its entry"),
+    ),
     "a method alone": (
         lambda: evaluate.compare_methods(model(), [IDS], "semantic"),
         ("got 'semantic'", "a list of names", "write ['semantic']"),

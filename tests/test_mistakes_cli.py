@@ -56,6 +56,23 @@ MISTAKES = {
     "a position twice": ([*SCORE, "--position", "5,-1"], ("[5, -1]", "twice", "name each once")),
     "no such site": ([*SCORE, "--sites", "nowhere"], ("no site 'nowhere'", "it has hook_embed", "blocks.0.hook_resid_post")),
     "sites with and without heads": ([*SCORE, "--sites", "z,embed"], ("'hook_embed'", "do not fit", "make two calls")),
+    "fewer than no prompts": (
+        [*BENCH, "--prompts", "{prompts}/good", "--limit", "-1"],
+        ("--limit is an integer, got -1", "got -1", "write 1 or more"),
+    ),
+    "no prompts at all": (
+        [*BENCH, "--prompts", "{prompts}/good", "--limit", "0"],
+        ("--limit is an integer", "got 0", "write 1 or more"),
+    ),
+    "no tokens to generate": ([*SCORE, "--generate", "0"], ("max_new_tokens is an integer", "got 0", "write 1 or more")),
+    "no rank": ([*SCORE, "--scope", "fisher", "--rank", "0"], ("rank", "got 0", "write 1 or more")),
+    "no labels": (["corpus", "--show", "{out}", "--top", "0"], ("--top is an integer", "got 0", "write 1 or more")),
+    "a seed below all": ([*BENCH, "--prompts", "{prompts}/good", "--seed", "-1"], ("seed", "got -1", "write 0 or more")),
+    "fewer than no workers": (
+        ["corpus", "{prompts}/good", "--out", "{out}", "--workers", "-1"],
+        ("workers is an integer", "got -1", "write 0 or more"),
+    ),
+    "a port below all": (["serve", "--port", "-1"], ("port", "got -1", "write 0 or more")),
     "no such joining": ([*SCORE, "--aggregate", "verse"], ("got 'verse'", "knows 'word'", "write aggregate('word')")),
     "no such direction": ([*SCORE, "--along", "sideways"], ("got 'sideways'", "None, 'activation'", "write along='activation'")),
     "no such model": ([*SCORE, "--model", "/no/such/place"], ("/no/such/place", "a name on the hub, a directory", "write one")),

@@ -9,7 +9,7 @@ from lens_scopes.calculus.memory import chunk_bytes
 from lens_scopes.host import Host
 from lens_scopes.host.fitness import refuse_dropout
 from lens_scopes.host.undo import guarded
-from lens_scopes.results.given import Integer, integer
+from lens_scopes.results.given import Integer, flag, integer
 from lens_scopes.scopes.protocol import Scope, site_of
 
 # In floors: a further cotangent, and what a flow takes beyond its score, for each cotangent.
@@ -75,7 +75,7 @@ def estimate(
         (1, 8, 0)
 
     """
-    host, n = Host(model), integer(n_tokens, "n_tokens", 1)
+    host, n, flow = Host(model), integer(n_tokens, "n_tokens", 1), flag(flow, "flow (whether one is asked)")
     if n > host.n_ctx:
         msg = f"{host.name} has a context of {host.n_ctx} tokens, got n_tokens={n}; write at most {host.n_ctx}"
         raise ValueError(msg)

@@ -17,7 +17,8 @@ from lens_scopes.host import Host
 from lens_scopes.host.fitness import refuse_dropout
 from lens_scopes.host.prompts import Positions
 from lens_scopes.host.undo import guarded
-from lens_scopes.results.given import Integer, integer, shown
+from lens_scopes.results import files
+from lens_scopes.results.given import Integer, flag, integer, shown
 from lens_scopes.results.provenance import versions
 from lens_scopes.scopes.protocol import Scope, site_of
 
@@ -85,6 +86,7 @@ def run(
         >>> found.profile("site").plot()  # doctest: +SKIP
 
     """
+    flow, resume = flag(flow, "flow (whether one is made)"), flag(resume, "resume (whether to go on)")
     workers, unit_tokens = integer(workers, "workers", 0), integer(unit_tokens, "unit_tokens", 1)
     _refuse(model, scope, along, on_error, workers)
     if workers:
@@ -94,7 +96,7 @@ def run(
     refuse_dropout(loaded)
     question = Question(scope, host.sites(sites).names, position, along, bool(flow))
     asked = {"prompts": digest_of_rows(rows), **question.as_data(), **identity(host), "versions": versions()}
-    out = Path(out)
+    out = files.folder_of(out)
     (out / parts.FOLDER).mkdir(parents=True, exist_ok=True)
     with alone_in(out):
         plan = _plan(out, rows, asked, unit_tokens, resume)

@@ -86,7 +86,7 @@ class Plan:
         """
         import pyarrow.parquet as pq
 
-        out = Path(out)
+        out = files.folder_of(out)
         if not (out / RUN).is_file():
             msg = f"there is no run in {out}: no {RUN}; write the folder that was given to ls.corpus.run"
             raise FileNotFoundError(msg)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lens_scopes.demo.draft import Case
 from lens_scopes.demo.generators import GENERATORS
+from lens_scopes.results.given import integer
 
 if TYPE_CHECKING:
     from lens_scopes.host.loading import Backend
@@ -43,12 +44,11 @@ def cases(kind: str | None = None, n: int = 100, seed: int = 0) -> list[Case]:
         n: how many.
         seed: another seed gives other cases.
     """
-    if kind is not None and kind not in GENERATORS:
+    if kind is not None and kind not in KINDS:
         msg = f"there is no kind {kind!r} of case; write one of {', '.join(KINDS)}, or None for all in turn"
         raise ValueError(msg)
-    if n < 0:
-        msg = f"n is the number of cases and must not be negative; received {n}"
-        raise ValueError(msg)
+    n = integer(n, "n (the number of cases)", 0, 10**6)
+    seed = integer(seed, "seed (another one gives other cases)")
     streams = {name: Random(f"cases {name} {seed}") for name in KINDS}
     wanted = cycle(KINDS if kind is None else (kind,))
     return [GENERATORS[name](streams[name], True).case() for name in islice(wanted, n)]

@@ -54,6 +54,9 @@ class Ablation:
         if replace not in get_args(Replace):
             msg = f"replace is one of {', '.join(get_args(Replace))}, got {replace!r}; write replace='zero'"
             raise ValueError(msg)
+        if corpus is not None and replace != "resample":
+            msg = f"corpus is what replace='resample' draws from, got it with replace={replace!r}; leave it out"
+            raise ValueError(msg)
         mean, substitutes = None, ()
         if replace == "mean":
             mean = torch.cat([embed(q.host, q.tokens) for q in questions]).mean(0)

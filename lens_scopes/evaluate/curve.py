@@ -18,7 +18,7 @@ from lens_scopes.host.prompts import Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.results import files, labelled, wellformed
 from lens_scopes.results.alike import both
-from lens_scopes.results.given import Integer, integer, listed, shown, vector
+from lens_scopes.results.given import Integer, integer, listed, probability, seeded, shown, vector
 from lens_scopes.results.provenance import Meta, versions
 from lens_scopes.results.scores import Scores
 from lens_scopes.views import markup
@@ -67,7 +67,7 @@ class Curve:
 
     def interval(self, level: float = 0.95, seed: int = 0) -> Float[Tensor, "2 fraction"]:
         """Studentised bootstrap interval of the mean, over prompts; NaN for fewer than 10 of them."""
-        return bootstrap_interval(self.deltas, level, seed)
+        return bootstrap_interval(self.deltas, probability(level, "level"), seeded(seed))
 
     def to_dataframe(self) -> "pd.DataFrame":
         """Long form: a row per prompt and fraction."""
@@ -78,6 +78,9 @@ class Curve:
         """The mean with its 95 % interval (none for fewer than 10 prompts) against the share of tokens."""
         import matplotlib.pyplot as plt
 
+        if ax is not None and not hasattr(ax, "get_figure"):
+            msg = f"ax is matplotlib's axes, got {shown(ax)}; write ax=plt.subplots()[1]"
+            raise TypeError(msg)
         ax = ax or plt.subplots(figsize=(5, 3.5), layout="constrained")[1]
         low, high = self.interval()
         (line,) = ax.plot(self.fractions, self.mean, marker=".", label=label)
@@ -171,7 +174,7 @@ def ablation_curve(
         msg = f"scores is a list with one ranking per prompt, got {shown(scores)}; of a single prompt write [scores]"
         raise TypeError(msg)
     fractions, skip = shares(fractions), [integer(one, _SKIP) for one in listed(skip)]
-    questions = ask(model, prompts, protocol, seed)
+    questions = ask(model, prompts, protocol, seeded(seed))
     if len(scores) != len(questions):
         msg = f"{len(questions)} prompts but scores for {len(scores)}; give one entry per prompt"
         raise ValueError(msg)

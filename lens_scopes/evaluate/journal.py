@@ -35,7 +35,7 @@ class Journal:
         """
         if path is None:
             return cls(None)
-        path = Path(path)
+        path = files.path_of(path)
         header = json.dumps({"comparison": digest(asked)})
         # A line that an interrupted run left unfinished has no end of line: it is dropped.
         lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []

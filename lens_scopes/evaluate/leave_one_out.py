@@ -15,7 +15,7 @@ from lens_scopes.host import token_texts
 from lens_scopes.host.prompts import Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.results.alike import Told, unlike
-from lens_scopes.results.given import Integer, vector
+from lens_scopes.results.given import Integer, seeded, shown, vector
 from lens_scopes.results.provenance import Meta, versions
 from lens_scopes.results.scores import Scores
 
@@ -51,7 +51,7 @@ def leave_one_out(
         TypeError: see ``ablation_curve``.
 
     """
-    questions = ask(model, prompts, protocol, seed)
+    questions = ask(model, prompts, protocol, seeded(seed))
     ablation = Ablation.of(questions, replace, corpus, seed)
     found = []
     for number, question in enumerate(tqdm(questions, desc="leaving one out")):
@@ -84,6 +84,9 @@ def rank_of_top(scores: Ranking, effects: Scores) -> tuple[int, float]:
         ValueError: scores and effects of different length, prompts, positions or models.
 
     """
+    if not isinstance(effects, Scores):
+        msg = f"rank_of_top takes the effects that leave_one_out returned, got {shown(effects)}; write its entry"
+        raise TypeError(msg)
     told = unlike(scores.meta, effects.meta, _ABOUT) if isinstance(scores, Scores) else ""
     if told:
         msg = (

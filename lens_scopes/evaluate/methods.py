@@ -22,9 +22,10 @@ probability).
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
-from typing import cast
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -37,7 +38,7 @@ from lens_scopes.evaluate.protocol import Question, embed, put
 from lens_scopes.host import run_to_last_residual
 from lens_scopes.host.model import in_place
 from lens_scopes.host.readout import final_norm, raw_logits, read_out
-from lens_scopes.results.given import vector
+from lens_scopes.results.given import shown, vector
 from lens_scopes.scopes import Fisher, Metric, Semantic, Temperature
 from lens_scopes.scopes.protocol import Scope, aimed, writable
 from lens_scopes.score import score
@@ -65,6 +66,7 @@ def attribute(question: Question, method: "str | Scope | Method") -> Values:
         raise TypeError(msg)
     if _takes_question(method):
         return vector(cast(Method, method)(question), "what a method returns", "pos").double().cpu()
+    _refuse_unnamed(method)
     scope = cast(Scope, method)
     return _scores(question, aimed(scope, question.target))
 
@@ -76,6 +78,43 @@ def _takes_question(method: Callable) -> bool:
     except (TypeError, ValueError):
         return False
     return next(iter(parameters), None) == "question"
+
+
+def named(methods: Any) -> dict[str, Any]:
+    """Methods by name, of a list of names or a dict.
+
+    Raises:
+        TypeError: one alone, or scopes and functions without names.
+
+    """
+    several = isinstance(methods, Mapping | Sequence) and not isinstance(methods, str)
+    if not several or not all(isinstance(name, str) for name in methods):
+        write = "{'mine': ls.Semantic(), ...}" if several else "['semantic']"
+        what = "methods is a list of names, or a dict of scopes and functions by name"
+        msg = f"{what}, got {shown(methods)}; write {write}"
+        raise TypeError(msg)
+    return dict(methods) if isinstance(methods, Mapping) else {name: name for name in methods}
+
+
+def _refuse_unnamed(method: Callable) -> None:
+    """Refuse a plain function that does not say by its first parameter what it gets.
+
+    Raises:
+        TypeError: neither "question" nor "state".
+
+    """
+    if not isinstance(method, FunctionType | MethodType | BuiltinFunctionType):
+        return
+    try:
+        first = next(iter(signature(method).parameters), None)
+    except (TypeError, ValueError):
+        first = None
+    if first != "state" or isinstance(method, BuiltinFunctionType):
+        msg = (
+            f"a function is a method if its first parameter is called question, and a scope if it is called state, got "
+            f"{shown(method)} with {first!r}; write lambda question: ..."
+        )
+        raise TypeError(msg)
 
 
 def _named(name: str) -> Method:

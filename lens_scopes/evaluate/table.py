@@ -27,13 +27,13 @@ from lens_scopes.evaluate.curve import (
 from lens_scopes.evaluate.intervals import bootstrap_interval, holm, interval_text, sign_flip_p
 from lens_scopes.evaluate.journal import Journal
 from lens_scopes.evaluate.leave_one_out import divergence
-from lens_scopes.evaluate.methods import REFERENCES, Method, attribute
+from lens_scopes.evaluate.methods import REFERENCES, Method, attribute, named
 from lens_scopes.evaluate.protocol import Protocol, ask
 from lens_scopes.host.fingerprint import weights
 from lens_scopes.host.prompts import Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.results import files, labelled, wellformed
-from lens_scopes.results.given import Integer, integer, listed, shown
+from lens_scopes.results.given import Integer, flag, integer, listed, probability, seeded, shown
 from lens_scopes.results.provenance import Meta, versions
 from lens_scopes.scopes.protocol import Scope, data_of
 from lens_scopes.views import markup
@@ -125,7 +125,7 @@ class Table:
         """
         m = labelled.index_of({"method": self.methods}, "method", method)
         i = labelled.index_of({"measure": self.measures}, "measure", measure)
-        if not self.p[m, i] < level:
+        if not self.p[m, i] < probability(level, "level"):
             return "no difference"
         return "better" if self.differences[m, :, i].mean() < 0 else "worse"
 
@@ -204,6 +204,9 @@ class Table:
         return coinciding(fractions, self.meta.get("taken", ()))
 
     def _cells(self, measures: Sequence[str] | None) -> tuple[list[str], list[list[str]]]:
+        if isinstance(measures, str) or not isinstance(measures, Sequence | None):
+            msg = f"measures is a list of them, got {shown(measures)}; write e.g. ['aopc']"
+            raise TypeError(msg)
         chosen = [labelled.index_of({"measure": self.measures}, "measure", name) for name in measures or self.measures]
         columns = ["method", *(text for i in chosen for text in (self.measures[i], f"Δ {self.measures[i]}"))]
         low, high = self.difference_intervals
@@ -262,15 +265,16 @@ def compare_methods(
         TypeError: see ``ablation_curve``.
 
     """
-    if isinstance(methods, str) or not isinstance(methods, Mapping | Sequence):
-        msg = f"methods is a list of names, or a dict of scopes and functions, got {shown(methods)}; write ['semantic']"
+    if not isinstance(baseline, str):
+        msg = f"baseline is the name of a method, got {shown(baseline)}; write baseline='gradient_x_input'"
         raise TypeError(msg)
+    seed, leave_one_out = seeded(seed), flag(leave_one_out, "leave_one_out (whether tokens are ranked by it)")
     fractions, skip = (
         shares(fractions),
         [integer(one, "skip is a list of positions; a position") for one in listed(skip)],
     )
     refuse_mode(mode)
-    by_name: dict[str, AnyMethod] = dict(methods) if isinstance(methods, Mapping) else {name: name for name in methods}
+    by_name: dict[str, AnyMethod] = named(methods)
     by_name.setdefault(baseline, baseline)
     references = [name for name in REFERENCES if name not in by_name]
     by_name |= {name: name for name in references}

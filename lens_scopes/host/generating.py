@@ -13,7 +13,7 @@ from lens_scopes.host.model import Host
 from lens_scopes.host.prompts import Prompt, encode
 from lens_scopes.host.readout import final_norm, raw_logits, read_out
 from lens_scopes.host.undo import guarded
-from lens_scopes.results.given import Integer, integer
+from lens_scopes.results.given import Integer, integer, number, seeded
 from lens_scopes.results.text import Text
 
 
@@ -54,8 +54,9 @@ def generate(
     host = Host(model)
     refuse_dropout(host.model)
     before = encode(host, prompt).tolist()
-    most, seed = integer(max_new_tokens, "max_new_tokens", 1), integer(seed, "generate's seed")
-    if not temperature >= 0:
+    most, seed = integer(max_new_tokens, "max_new_tokens", 1), seeded(seed, "generate's seed")
+    temperature = number(temperature, "temperature (0 takes the likeliest token)", example=0)
+    if temperature < 0:
         msg = f"temperature is 0 (the likeliest token) or above, got {temperature}; write temperature=0"
         raise ValueError(msg)
     if len(before) + most > host.n_ctx:

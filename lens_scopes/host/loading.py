@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from lens_scopes.host.local import Local, pretrained
+from lens_scopes.results.given import shown
 
 Backend = Literal["auto", "bridge", "hooked"]
 
@@ -44,6 +45,14 @@ def load(
     if backend not in ("auto", "bridge", "hooked"):
         msg = f"backend must be 'auto', 'bridge' or 'hooked', got {backend!r}; write backend='auto'"
         raise ValueError(msg)
+    if not isinstance(name_or_dir, str | Path) or not str(name_or_dir).strip():
+        msg = f"a model is a name on the hub, a directory or a .gguf file, got {shown(name_or_dir)}; write e.g. 'gpt2'"
+        raise TypeError(msg)
+    if not isinstance(dtype, torch.dtype):
+        msg = f"dtype is a type of torch, got {shown(dtype)}; write dtype=torch.float32"
+        raise TypeError(msg)
+    if device is not None:
+        _refuse_no_device(device)
     release = version("transformer-lens")
     has = {
         "bridge": importlib.util.find_spec("transformer_lens.model_bridge") is not None,
@@ -103,6 +112,15 @@ def _hooked(where: Local | str, device: str | torch.device, dtype: torch.dtype, 
         weights, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
     )
     return model
+
+
+def _refuse_no_device(device: Any) -> None:
+    """Refuse what torch knows no device by."""
+    try:
+        torch.device(device) if isinstance(device, str | torch.device) else torch.device(f"no device: {shown(device)}")
+    except RuntimeError:
+        msg = f"device is a device of torch, got {shown(device)}; write device='cpu' or 'cuda'"
+        raise ValueError(msg) from None
 
 
 def _refuse_quantised(options: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from lens_scopes.host import run_to_last_residual
 from lens_scopes.host.axes import refuse_axes
 from lens_scopes.host.capture import Captured
 from lens_scopes.host.fingerprint import fingerprint
+from lens_scopes.results.given import shown
 
 _WHOSE = "pair"
 
@@ -32,6 +33,9 @@ class Activations:
             ValueError: a cache of another pair or model, or of a model that has changed since.
 
         """
+        if cache is not None and not isinstance(cache, dict):
+            msg = f"cache is a dict of yours, at first empty, got {shown(cache)}; write cache = {{}} and cache=cache"
+            raise TypeError(msg)
         kept = {} if cache is None else cache
         whose = {"clean": pair.clean.tolist(), "corrupted": pair.corrupted.tolist(), "model": fingerprint(pair.host)}
         if kept and kept.get(_WHOSE) != whose:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lens_scopes.results import files, labelled, wellformed
 from lens_scopes.results.alike import both, refuse_other_patches, refuse_other_places
-from lens_scopes.results.given import integer, shown, vector
+from lens_scopes.results.given import integer, number, seeded, shown, vector
 from lens_scopes.results.prediction import Prediction
 from lens_scopes.results.provenance import scope_text, tokens_of
 from lens_scopes.results.scores import Scores
@@ -115,9 +115,7 @@ class Comparison:
             ValueError: share outside (0, 1].
 
         """
-        if not 0 < share <= 1:
-            msg = f"share is a part of the total effect, above 0 and at most 1, got {share}"
-            raise ValueError(msg)
+        share = number(share, "share (a part of the total effect)", above=0, most=1, example=0.9)
         effect = self._pair[1].abs()
         orders = {"scope": self._pair[0], **{name: order[self.where].double() for name, order in self.orders.items()}}
         needed = {name: float(_needed(effect, order.abs(), share)) for name, order in orders.items()}
@@ -310,6 +308,9 @@ def compare(
         raise ValueError(msg)
     own = {name: getattr(predicted, name, None) for name in ("gradient", "path", "spread")}
     tensors = {name: order for name, order in own.items() if order is not None and order is not predicted.values}
+    if orders is not None and not isinstance(orders, Mapping):
+        msg = f"orders is a dict of proposals by name, got {shown(orders)}; write orders={{'mine': ...}}"
+        raise TypeError(msg)
     for name, order in (orders or {}).items():
         if isinstance(order, Scores):
             refuse_other_places(f"the order {name!r} and measured", order, measured)
@@ -321,7 +322,7 @@ def compare(
             msg = f"the order {name!r} holds NaN or infinity where something was measured; write finite numbers there"
             raise ValueError(msg)
         tensors[name] = values.detach().cpu()
-    return Comparison(predicted, measured, tensors, seed)
+    return Comparison(predicted, measured, tensors, seeded(seed))
 
 
 def _needed(

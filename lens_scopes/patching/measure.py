@@ -19,6 +19,7 @@ from lens_scopes.host.undo import guarded
 from lens_scopes.patching.activations import Activations
 from lens_scopes.patching.places import At, places_of, sites_of
 from lens_scopes.patching.value import Value, begins, opened
+from lens_scopes.results.given import flag
 from lens_scopes.results.labelled import precision
 from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope, cotangents_at
@@ -76,6 +77,7 @@ def measure(
         torch.Size([])
 
     """
+    together = flag(together, "together (all places in one run)")
     pair = Pair.of(model, clean, corrupted, scope, position)
     host = pair.host
     wanted = sites_of(host, sites, where)

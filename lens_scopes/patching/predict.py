@@ -1,6 +1,5 @@
 """The effect of activation patching at every place at once, predicted from gradients between the two runs."""
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ from lens_scopes.host.prompts import Positions, Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.patching.contract import contract, wide
 from lens_scopes.patching.path import Path, fixed
-from lens_scopes.results.given import Integer, integer, listed, shown
+from lens_scopes.results.given import Integer, integer, listed, number, shown
 from lens_scopes.results.prediction import Prediction, difference_of, two_scale
 from lens_scopes.scopes.protocol import Scope, cotangents_at, text_of
 from lens_scopes.sites import EMBED, Sites
@@ -82,7 +81,7 @@ def predict(
             metric does not differ between the prompts, so that "two-scale" is the path alone.
 
     """
-    steps = None if steps is None else integer(steps, "steps (they count the points of the path)", 1)
+    steps = None if steps is None else integer(steps, "steps (they count the points of the path)", 1, 10_000)
     freeze = listed(freeze)
     _refuse_request(method, tol, steps, freeze)
     pair = Pair.of(model, clean, corrupted, scope, position)
@@ -153,9 +152,7 @@ def _refuse_request(method: Any, tol: Any, steps: int | None, freeze: Sequence[A
     if method is not None and method not in get_args(Method):
         msg = f"method is one of {', '.join(get_args(Method))}, got {shown(method)}; write method='two-scale'"
         raise ValueError(msg)
-    if isinstance(tol, bool) or not isinstance(tol, int | float) or not 0 < tol < math.inf:
-        msg = f"tol is a share of the metric's difference, above 0, got {shown(tol)}; write tol=0.01"
-        raise ValueError(msg)
+    number(tol, "tol (a share of the metric's difference)", above=0, example=0.01)
     if freeze and method not in (None, "gradient"):
         msg = (
             f"method={method!r} with freeze={list(freeze)}: what is left is not the gradient of the metric, and sums "

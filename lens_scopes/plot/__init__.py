@@ -6,16 +6,17 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 from lens_scopes.plot.points import Points
+from lens_scopes.results.given import shown
 from lens_scopes.results.profiles import Profile
 from lens_scopes.results.scores import Scores
 from lens_scopes.views import choosing
-from lens_scopes.views.grids import First
+from lens_scopes.views.grids import First, check_first
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,6 +56,7 @@ def plot(
 
     """
     if isinstance(result, Profile):
+        check_first(first)
         if view is not None:
             msg = f"a Profile has one view only: leave view={view!r} out"
             raise ValueError(msg)
@@ -168,7 +170,11 @@ def _own(ax: Any, count: int, backend: str) -> "list[Axes]":
     if backend != "matplotlib":
         msg = f"ax is matplotlib's, and backend is {backend!r}: leave one of the two out"
         raise ValueError(msg)
-    axes = [ax] if hasattr(ax, "get_figure") else list(getattr(ax, "flat", ax))
+    flat = getattr(ax, "flat", ax)
+    axes = [ax] if hasattr(ax, "get_figure") else list(flat) if isinstance(flat, Iterable) else [ax]
+    if not all(hasattr(one, "get_figure") for one in axes):
+        msg = f"ax is matplotlib's axes, or a list of them, got {shown(ax)}; write ax=plt.subplots()[1]"
+        raise TypeError(msg)
     if len(axes) != count:
         msg = (
             f"there {'is 1 table' if count == 1 else f'are {count} tables'} to draw and {len(axes)} axes: one for each"

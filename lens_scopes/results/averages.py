@@ -1,18 +1,19 @@
 """Means over prompts: what each prompt has for each label, and what may stand in one mean."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
 
 from lens_scopes.results.flow import Flow
+from lens_scopes.results.given import integer, shown
 from lens_scopes.results.profiles import By, Profile
 from lens_scopes.results.provenance import Meta, unit_text
 from lens_scopes.results.scores import Scores
 from lens_scopes.sites import layer_of, short
 
-_BINS = 10
+_BINS, _MOST_BINS = 10, 1000
 _NAMED = ("role", "span")
 #: The axes that a profile is about; all others but those that it joins have to be picked or summed before.
 _KEPT: Mapping[str, tuple[str, ...]] = {"site": ("site",), "head": ("site", "head")}
@@ -53,7 +54,10 @@ def profile(results: Sequence[Scores | Flow], by: By, *, bins: int = _BINS) -> P
         >>> ls.profile(ls.score_batch(model, prompts, ls.Semantic()), "site").plot()  # doctest: +SKIP
 
     """
-    results = list(results)
+    if isinstance(results, str | Scores | Flow | Mapping) or not isinstance(results, Iterable):
+        msg = f"profile takes a list of results, got {shown(results)}; write what score_batch returned"
+        raise TypeError(msg)
+    results, bins = list(results), integer(bins, "bins (places that are told apart)", 1, _MOST_BINS)
     if by not in get_args(By):
         msg = f"profile is by one of {', '.join(map(repr, get_args(By)))}, got {by!r}"
         raise ValueError(msg)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lens_scopes.results import files
+from lens_scopes.results.given import number
 from lens_scopes.results.provenance import Meta
 
 if TYPE_CHECKING:
@@ -56,9 +57,7 @@ class Circuit:
 
 def circuit_of(flow: "Flow", share: float) -> Circuit:
     """See ``Flow.circuit``."""
-    if not 0 < share <= 1:
-        msg = f"circuit: a share of the total is above 0 and at most 1, got {share!r}; write e.g. 0.9"
-        raise ValueError(msg)
+    share = number(share, "circuit: a share of the total", above=0, most=1, example=0.9)
     if not float(flow.total.sum()):
         msg = "circuit: the total of this flow is 0, so that nothing has a share of it"
         raise ValueError(msg)

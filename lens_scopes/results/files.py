@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from lens_scopes.results.given import shown
 from lens_scopes.results.older import from_schema_1
 from lens_scopes.results.provenance import plain
 
@@ -30,6 +31,36 @@ _OTHERS = {
     "numbers alone": ((".npy", ".npz"), "numpy.save(path, ...)", ""),
     "weights": ((".pt", ".pth", ".pkl"), "a name that ends in .safetensors", ""),
 }
+
+
+def path_of(path: Any) -> Path:
+    """Where a file is, or is going to be.
+
+    Raises:
+        TypeError: no path.
+        IsADirectoryError: text that names a directory, which the empty one does.
+
+    """
+    if not isinstance(path, str | Path):
+        msg = f"a path is a string or a Path, got {shown(path)}; write e.g. 'scores.safetensors'"
+        raise TypeError(msg)
+    if Path(path).is_dir():
+        msg = f"a path names a file, got {str(path)!r}, which is a directory; write e.g. 'scores.safetensors' in it"
+        raise IsADirectoryError(msg)
+    return Path(path)
+
+
+def folder_of(path: Any) -> Path:
+    """Where a folder is, or is going to be.
+
+    Raises:
+        TypeError: no path.
+
+    """
+    if not isinstance(path, str | Path) or not str(path):
+        msg = f"a folder is a string or a Path, got {shown(path)}; write e.g. 'runs/a'"
+        raise TypeError(msg)
+    return Path(path)
 
 
 def _refuse_other_kinds(path: Path) -> None:
@@ -56,7 +87,7 @@ def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], header: Map
     """
     from safetensors.torch import save as to_bytes
 
-    _refuse_other_kinds(Path(path))
+    _refuse_other_kinds(path_of(path))
     text = as_text({"schema": SCHEMA, "kind": kind, "tensors": _shapes(tensors), **header})
     if (wrong := _wrong(made, dict(tensors), json.loads(text))) is not None:
         msg = f"this {kind} cannot be saved, as it could not be read again: {wrong}"
@@ -77,10 +108,7 @@ def write(path: str | Path, payload: bytes | str) -> Path:
         TypeError: no path.
 
     """
-    if not isinstance(path, str | Path):
-        msg = f"a path is a string or a Path, got a {type(path).__name__}; write e.g. 'scores.safetensors'"
-        raise TypeError(msg)
-    path = Path(path)
+    path = path_of(path)
     payload = payload.encode(errors="backslashreplace") if isinstance(payload, str) else payload
     if path.exists() and not path.is_file():
         path.write_bytes(payload)
@@ -119,7 +147,7 @@ def load(path: str | Path, kind: str, made: "Made[Result]") -> Result:
     """
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
+    path = path_of(path)
     if not path.is_file():
         msg = f"there is no file {path}; write the path that save returned"
         raise FileNotFoundError(msg)

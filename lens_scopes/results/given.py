@@ -4,6 +4,7 @@ A token id may come from numpy, a position from ``logits.argmax()``, a probe fro
 A bool is no number here, and 1.9 is no integer.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any, SupportsIndex
 
@@ -24,17 +25,18 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, SupportsIndex) and not isinstance(value, bool | np.bool_)
 
 
-def integer(value: Any, what: str, least: int | None = None) -> int:
+def integer(value: Any, what: str, least: int | None = None, most: int | None = None) -> int:
     """One integer, as Python's own.
 
     Args:
         value: what was given.
         what: what it is, for the text of the error.
         least: the smallest that is allowed.
+        most: the largest.
 
     Raises:
         TypeError: a bool, a fraction, text, several numbers.
-        ValueError: less than the least.
+        ValueError: less than the least, more than the most.
 
     """
     if not is_integer(value):
@@ -47,7 +49,83 @@ def integer(value: Any, what: str, least: int | None = None) -> int:
     if least is not None and number < least:
         msg = f"{what} is an integer, got {number}; write {least} or more"
         raise ValueError(msg)
+    if most is not None and number > most:
+        msg = f"{what} is an integer, got {number}; write {most} or less"
+        raise ValueError(msg)
     return number
+
+
+def seeded(value: Any, what: str = "seed") -> int:
+    """The seed of a random generator.
+
+    Raises:
+        TypeError: no integer.
+        ValueError: one that torch's generators do not take.
+
+    """
+    return integer(value, f"{what} (of what is drawn)", 0, 2**63 - 1)
+
+
+def number(value: Any, what: str, *, above: float = -math.inf, most: float = math.inf, example: float = 0.5) -> float:
+    """One finite number, as Python's own.
+
+    Args:
+        value: what was given: of Python, of numpy, or a tensor or array without axes.
+        what: what it is, for the text of the error.
+        above: it has to be larger than that.
+        most: the largest that is allowed.
+        example: one that is.
+
+    Raises:
+        TypeError: a bool, text, several numbers.
+        ValueError: out of range, NaN or infinity.
+
+    """
+    one = (
+        isinstance(value, Tensor | np.ndarray) and value.ndim == 0 and str(value.dtype).removeprefix("torch.") != "bool"
+    )
+    plain = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not one and not plain:
+        msg = f"{what} is a number, got {shown(value)}; write e.g. {example}"
+        raise TypeError(msg)
+    try:
+        found = float(value)
+    except OverflowError:
+        found = math.inf
+    if not above < found <= most or math.isinf(found):
+        ends = [f"above {above:g}"] if above > -math.inf else []
+        ends += [f"at most {most:g}"] if most < math.inf else []
+        msg = f"{what} is a number{', ' * bool(ends)}{' and '.join(ends)}, got {shown(value)}; write e.g. {example}"
+        raise ValueError(msg)
+    return found
+
+
+def flag(value: Any, what: str) -> bool:
+    """True or False, and nothing that is only taken for one: "no" would be true.
+
+    Raises:
+        TypeError: something else.
+
+    """
+    if not isinstance(value, bool | np.bool_):
+        msg = f"{what} is True or False, got {shown(value)}; write one of them"
+        raise TypeError(msg)
+    return bool(value)
+
+
+def probability(value: Any, what: str) -> float:
+    """A probability between 0 and 1, neither of them.
+
+    Raises:
+        TypeError: no number.
+        ValueError: out of range.
+
+    """
+    found = number(value, f"{what} (a probability between 0 and 1)", above=0, example=0.95)
+    if not found < 1:
+        msg = f"{what} is a probability between 0 and 1, got {shown(value)}; write e.g. 0.95"
+        raise ValueError(msg)
+    return found
 
 
 def listed(values: Any) -> list[Any]:

@@ -23,6 +23,13 @@ def check_labels(values: Tensor, dims: Sequence[str], coords: Coords) -> None:
         ValueError: naming the axis that does not fit.
 
     """
+    if not isinstance(values, Tensor) or isinstance(dims, str) or not isinstance(dims, Sequence):
+        got = f"{shown(values)} and {shown(dims)}"
+        msg = f"values are a tensor, dims the names of its axes, got {got}; write ('site', 'pos')"
+        raise TypeError(msg)
+    if not isinstance(coords, Mapping) or not all(isinstance(labels, tuple | list) for labels in coords.values()):
+        msg = f"coords are the labels of every axis by its name, got {shown(coords)}; write {{'pos': (0, 1), ...}}"
+        raise TypeError(msg)
     if values.ndim != len(dims):
         msg = f"values have {values.ndim} axes, {tuple(values.shape)}, but dims names {len(dims)}: {tuple(dims)}"
         raise ValueError(msg)
@@ -39,7 +46,7 @@ def index_of(coords: Coords, dim: str, label: Any) -> int:
         KeyError: no such axis, or no such label on it; the text lists what there is.
 
     """
-    if dim not in coords:
+    if not isinstance(dim, str) or dim not in coords:
         left = f"write one of {', '.join(coords)}" if coords else "there are no axes left"
         msg = f"there is no axis {dim!r}; {left}"
         raise KeyError(msg)

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_scopes.results import wellformed
+from lens_scopes.results.given import number
 from lens_scopes.results.scores import Scores
 
 #: In a file, before the name of an estimate.
@@ -66,9 +67,7 @@ class Prediction(Scores):
             ValueError: no path was run, so that there is nothing to hold a prediction against; or no positive share.
 
         """
-        if not isinstance(share, int | float) or not share > 0:
-            msg = f"share is a part of the largest prediction, above 0, got {share!r}; write doubtful(0.1)"
-            raise ValueError(msg)
+        share = number(share, "share (a part of the largest prediction)", above=0, example=0.1)
         if self.spread is None:
             msg = (
                 f"a prediction by {self.meta.get('method')!r} has no path to be held against; write "

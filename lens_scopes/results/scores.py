@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lens_scopes.results import difference, files, labelled, spans, wellformed
+from lens_scopes.results.given import probability, shown
 from lens_scopes.results.provenance import Meta, Units, lengths, scope_text, taken_text, target_text
 from lens_scopes.sites import named
 
@@ -44,11 +45,20 @@ class Scores:
     def __post_init__(self) -> None:
         """Check axes against labels."""
         labelled.check_labels(self.values, self.dims, self.coords)
+        texts = isinstance(self.tokens, tuple | list) and all(isinstance(one, str) for one in self.tokens)
+        if not texts or not isinstance(self.meta, Mapping):
+            msg = (
+                f"tokens are texts, meta is a dict, got {shown(self.tokens)} and {shown(self.meta)}; write ('a', ' b')"
+            )
+            raise TypeError(msg)
+        if self.probes is not None and not isinstance(self.probes, Tensor):
+            msg = f"probes are a tensor [probe, ...] or None, got {shown(self.probes)}; leave them out"
+            raise TypeError(msg)
         if self.probes is not None and self.probes.shape[1:] != self.values.shape:
             msg = f"probes have shape {tuple(self.probes.shape)}, values {tuple(self.values.shape)}"
             raise ValueError(msg)
         if "pos" in self.dims and len(self.tokens) != len(self.coords["pos"]):
-            msg = f"{len(self.tokens)} tokens for {len(self.coords['pos'])} positions"
+            msg = f"{len(self.tokens)} tokens for {len(self.coords['pos'])} positions; write one text for each"
             raise ValueError(msg)
 
     @property
@@ -82,9 +92,7 @@ class Scores:
                 "biased by truncation); write score(..., Fisher(passes=16))"
             )
             raise ValueError(msg)
-        if not isinstance(level, int | float) or not 0 < level < 1:
-            msg = f"level is a probability between 0 and 1, got {level}"
-            raise ValueError(msg)
+        level = probability(level, "level")
         from scipy.stats import t
 
         degrees = self.meta.get("degrees", len(self.probes) - 1)
@@ -124,7 +132,8 @@ class Scores:
             KeyError: no such axis.
 
         """
-        labelled.index_of(self.coords, dim, self.coords[dim][0] if self.coords.get(dim) else None)
+        there = self.coords.get(dim) if isinstance(dim, str) else None
+        labelled.index_of(self.coords, dim, there[0] if there else None)
         return self._drop(dim, lambda x, axis: x.sum(axis), {"summed": [*self.meta.get("summed", ()), dim]})
 
     def _drop(self, dim: str, reduce: Callable[[Tensor, int], Tensor], meta: Meta) -> "Scores":

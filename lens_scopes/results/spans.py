@@ -13,6 +13,8 @@ from itertools import accumulate, pairwise
 from types import EllipsisType
 from typing import Any
 
+from lens_scopes.results.given import shown
+
 Range = tuple[int, int] | Sequence[int]
 #: By name: tokens from start to stop, a text that stands once in the prompt, or all tokens that no other span has.
 Spans = Mapping[str, Range | str | EllipsisType]
@@ -136,6 +138,9 @@ def _runs(count: int, special: frozenset[int]) -> Iterator[list[int]]:
 def _named(
     tokens: Sequence[str], special: frozenset[int], asked: Mapping[str, Any], chars: Mapping[str, Range]
 ) -> Joined:
+    if not isinstance(chars, Mapping):
+        msg = f"chars are ranges of characters by name, got {shown(chars)}; write chars={{'question': (0, 12)}}"
+        raise TypeError(msg)
     twice = [name for name in chars if name in asked]
     if twice or not (asked or chars):
         msg = f"{twice[0]!r} is named twice, as a span and in chars" if twice else "there is no span to join tokens to"

@@ -46,7 +46,11 @@ class Text:
     ) -> None:
         """See the class."""
         object.__setattr__(self, "ids", tuple(integer(one, "a Text's ids are integers; one") for one in listed(ids)))
-        if isinstance(tokens, str) or not all(isinstance(one, str) for one in tokens):
+        if (
+            isinstance(tokens, str)
+            or not isinstance(tokens, Sequence)
+            or not all(isinstance(one, str) for one in tokens)
+        ):
             msg = f"a Text's tokens are a list of strings, one per id, got {shown(tokens)}; write ['The', ' cat']"
             raise TypeError(msg)
         object.__setattr__(self, "tokens", tuple(tokens))
@@ -84,7 +88,7 @@ class Text:
         return predicting(name, *self._span(name))
 
     def _span(self, name: str) -> tuple[int, int]:
-        if name not in self.spans:
+        if not isinstance(name, str) or name not in self.spans:
             msg = f"there is no span {name!r} in this text; it has {', '.join(map(repr, self.spans)) or 'none'}"
             raise KeyError(msg)
         return self.spans[name]

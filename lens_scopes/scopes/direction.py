@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.results.given import vector
+from lens_scopes.results.given import shown, vector
 from lens_scopes.scopes.state import Cotangents, FinalState
 from lens_scopes.sites import FINAL, one
 
@@ -37,6 +37,9 @@ class Direction:
         """Keep the numbers as a tensor, and the site by its hook name."""
         object.__setattr__(self, "site", one(self.site))
         object.__setattr__(self, "vector", vector(self.vector, "a Direction's vector", "d_model"))
+        if self.name is not None and not isinstance(self.name, str):
+            msg = f"a Direction's name is a text, or None, got {shown(self.name)}; write name='...'"
+            raise TypeError(msg)
         if not self._numbers.any():
             msg = "a Direction's vector is all zeros: every score would be 0; write another vector"
             raise ValueError(msg)

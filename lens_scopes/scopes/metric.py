@@ -39,6 +39,9 @@ class Metric:
                 "ls.Metric(lambda logits: logits[0, -1, 42]), or another scope, e.g. ls.Entropy()"
             )
             raise TypeError(msg)
+        if self.name is not None and not isinstance(self.name, str):
+            msg = f"Metric's name is a text, or None for the function's own, got {shown(self.name)}; write name='...'"
+            raise TypeError(msg)
 
     def __repr__(self) -> str:
         """The name only: a function's address would differ from run to run."""

@@ -35,6 +35,7 @@ from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from importlib import import_module
 from inspect import Parameter, signature
+from types import BuiltinFunctionType
 from typing import Any, cast
 
 import numpy as np
@@ -152,7 +153,7 @@ def _refuse_no_scope(scope: Any) -> None:
                 f"a scope is a function of the final state, got the class {scope.__name__}; write {scope.__name__}(...)"
             )
         raise TypeError(msg)
-    if not callable(scope):
+    if not callable(scope) or isinstance(scope, BuiltinFunctionType):
         known = {name.lower(): name for name in _kinds()}
         meant = f"ls.{known.get(str(scope).lower(), 'Semantic')}()"
         msg = f"a scope is a function of the final state, got {shown(scope)}; write e.g. {meant}"

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.results.given import integer, shown, vector
+from lens_scopes.results.given import flag, integer, number, shown, vector
 from lens_scopes.sites import FINAL, one
 
 # Rows of the unembedding that are held in float32 at one time (32 MB at d_model 2048).
@@ -192,6 +192,8 @@ class Cotangents:
                 f"{self.weights.tolist()}; write the sign into the vector"
             )
             raise ValueError(msg)
+        object.__setattr__(self, "squared", flag(self.squared, "Cotangents: squared (a sum of squares, or its root)"))
+        object.__setattr__(self, "scatter", number(self.scatter, "Cotangents: scatter", above=0, example=1.0))
         object.__setattr__(self, "site", one(self.site))
         if not isinstance(self.notes, Mapping):
             msg = f"Cotangents: notes are a dict of facts, got {shown(self.notes)}; write e.g. notes={{'target': 42}}"

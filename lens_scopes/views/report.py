@@ -56,6 +56,9 @@ def report(results_: Any, path: str | Path, *, title: str | None = None, first: 
 def page(results_: Any, *, title: str | None = None, first: First = "show") -> str:
     """The page that ``report`` writes."""
     check_first(first)
+    if title is not None and not isinstance(title, str):
+        msg = f"title is a text, or None for that of the first result, got {shown(title)}; write title='...'"
+        raise TypeError(msg)
     items = list(results_) if isinstance(results_, list | tuple) else [results_]
     items = [str(item) if isinstance(item, Text) else item for item in items]
     there = [item for item in items if not isinstance(item, str)]
