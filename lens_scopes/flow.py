@@ -260,10 +260,17 @@ def _refuse_unbalanced(run: Trace, books: Books, totals: Tensor) -> None:
     every = torch.cat([part.flatten() for part in (totals, *books.parts.values())])
     refuse_nonfinite(run.host, run.tokens, {EMBED: every})
     if not books.worst <= _BROKEN.get(run.y.dtype, 5e-2):
+        hooks = ", ".join(run.host.hooked())
+        why = (
+            f"with hooks of yours in force ({hooks}), whose two derivatives do not agree; without them: "
+            "model.reset_hooks(), or run score(...)"
+            if hooks
+            else "so that tangents or gradients go past its hooks; run score(...), try the other host class, or a "
+            "model that is not compiled"
+        )
         msg = (
             f"the books of this flow do not balance: a conservation law is broken by {books.worst:.1e} of the total on "
-            f"{run.host.name} ({str(run.y.dtype).removeprefix('torch.')}), so that tangents or gradients go past its "
-            "hooks; run score(...), try the other host class, or a model that is not compiled"
+            f"{run.host.name} ({str(run.y.dtype).removeprefix('torch.')}), {why}"
         )
         raise RuntimeError(msg)
 

@@ -404,3 +404,22 @@ def test_a_prompt_that_goes_on():
     assert "Explained as one" in call("flow", case.prompt, "--continuation", answer).stdout
     wrong = call("score", case.prompt, "--continuation", answer, "--generate", "2", code=2)
     assert "give one of them" in wrong.output
+
+
+@pytest.mark.parametrize("mark", ["\f", "\v", "\u2028", "\x85", "\x1c"])
+def test_a_prompt_ends_where_its_line_does(mark, tmp_path):
+    """Of all that Python calls the end of a line, two are: a form feed is a character of the prompt."""
+    from lens_scopes.commands.bench import _prompts
+    from lens_scopes.commands.prompts import prompts_of
+
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(f"one{mark}two\r\nthree\n".encode())
+    assert prompts_of(None, path) == [f"one{mark}two", "three"]
+    path.write_bytes(f'"one{mark}two"\n'.encode() if ord(mark) > 31 else b'"one"\n')
+    assert len(_prompts(path)) == 1
+
+
+def test_a_line_of_a_text_ends_where_a_line_does():
+    tokens = ("a\f", "b\u2028", "c\r", "d\r\n", "e")
+    found = ls.Scores(torch.ones(5), ("pos",), {"pos": tuple(range(5))}, tokens, {"units": "signed"})
+    assert found.aggregate("line").meta["joined"] == [[0, 1, 2, 3], [4]]

@@ -240,3 +240,22 @@ def test_rows_by_target_say_what_is_predicted_there():
     assert "(2 earlier positions are explained too)" in shown
     one = "".join(Page(result.sel(target_pos=1)._repr_html_()).text)
     assert re.findall(r"predicted after position (\d)", one) == ["1"]
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    ["\xad", "\u034f", "\u061c", "\u115f", "\u180e", "\u200b", "\u2060", "\u3164", "\ufe0f", "\ufeff", "\U000e0041"],
+)
+def test_characters_that_nobody_sees_are_written_out(hidden):
+    """Two tokens that look alike are told apart: in strips, headings, running text and on a command line."""
+    code = f"\\u{ord(hidden):04x}"
+    assert markup.visible(f"ca{hidden}t") == f"ca{code}t"
+    assert markup.named(f" ca{hidden}t") == f"␣ca{code}t"
+    assert markup.escaped(f"ca{hidden}t") == f"ca{code}t"
+    assert code in scores([[1.0, 2.0]], ("a", f"b{hidden}"))._repr_html_()
+
+
+@pytest.mark.parametrize("blank", ["\xa0", "\u2003", "\u202f", "\u3000"])
+def test_blanks_of_another_kind_are_told_from_a_blank(blank):
+    assert markup.visible(f"a{blank}b") == f"a\\u{ord(blank):04x}b"
+    assert markup.visible(blank) == f"\\u{ord(blank):04x}"

@@ -1,5 +1,6 @@
 """What ``measure`` does beside one place at a time: sets of places, whole heads, a cache; and where it may not hurry."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -310,3 +311,23 @@ def test_many_logits_go_in_parts(monkeypatch):
     parts = patching.measure(model, CLEAN, CORRUPTED, ls.Direction(torch.ones(tiny.D_MODEL), "blocks.1.hook_resid_mid"))
     assert_close(parts.values, whole.values, 1e-12)
     assert whole.values.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("verb", ["predict", "measure", "screen", "ablate", "score"])
+@pytest.mark.parametrize("sites", ["resid_post", ["blocks.1.hook_resid_pre"], ["blocks.1.hook_mlp_out"]])
+def test_places_at_or_after_what_a_direction_reads_are_refused(verb, sites):
+    """Nothing that is done there can change it: what would be measured is rounding."""
+    model, scope = tiny.host("gpt2", tiny.BACKENDS[0]), ls.Direction([1.0] * tiny.D_MODEL, "blocks.1.hook_resid_pre")
+    a, b = tiny.tokens(5), tiny.tokens(5, seed=1)
+    calls = {
+        "score": lambda: ls.score(model, a, scope, sites=sites),
+        "ablate": lambda: patching.ablate(model, a, scope, where=None, by="zero", sites=sites),
+        **{
+            name: functools.partial(getattr(patching, name), model, a, b, scope, sites=sites)
+            for name in ("predict", "measure", "screen")
+        },
+    }
+    with pytest.raises(
+        ValueError, match=r"the direction reads blocks.1.hook_resid_pre; .* at or after it .* write sites="
+    ):
+        calls[verb]()

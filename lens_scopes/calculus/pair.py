@@ -115,9 +115,22 @@ def refuse_unpredictable(host: Host, names: Sequence[str], made: Cotangents) -> 
     if not made.squared and len(made.vectors) > 1:
         msg = f"{len(made.vectors)} cotangents in norm units have no common sign; return one, or squared=True"
         raise ValueError(msg)
-    late = at_or_after(made.site, names, host.n_layers)
+    refuse_late(host, names, made.site)
+
+
+def refuse_late(host: Host, names: Sequence[str], site: str) -> None:
+    """Refuse places that what is read at a site cannot feel: what a patch there does is nothing but rounding.
+
+    Raises:
+        ValueError: naming them.
+
+    """
+    late = at_or_after(site, names, host.n_layers)
     if late:
-        msg = f"the direction reads {made.site}; patches at or after it do not reach it: {', '.join(late)}"
+        msg = (
+            f"the direction reads {site}; patches at or after it do not reach it: {', '.join(late)}; write sites= of "
+            "earlier ones, e.g. 'embed'"
+        )
         raise ValueError(msg)
 
 

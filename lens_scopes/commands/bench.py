@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import lens_scopes as ls
+from lens_scopes.commands.prompts import lines_of
 from lens_scopes.commands.terminal import (
     Backend,
     Model,
@@ -143,7 +144,7 @@ _WRITE = 'write {"text": "..."}, {"tokens": [1, 2]} or "..."'
 
 def _prompts(path: Path) -> list[Any]:
     read = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines_of(path), 1):
         if not line.strip():
             continue
         try:

@@ -1,6 +1,7 @@
 """What the command line reads: prompts from a file or from stdin, and spans with names."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,17 @@ def prompts_of(prompt: str | None, path: Path | None) -> list[Any]:
         raise ValueError(msg)
     if path is None:
         return [prompt]
-    text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-    lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(n, line) for n, line in enumerate(lines_of(path), 1) if line.strip()]
     if not lines:
         msg = f"there is no prompt in {path}: one line each"
         raise ValueError(msg)
     return [_from_json(path, n, line) for n, line in lines] if path.suffix == ".jsonl" else [line for _, line in lines]
+
+
+def lines_of(path: Path) -> list[str]:
+    r"""The lines of a file, or of stdin for "-": they end at \n or \r\n, and a form feed or a U+2028 is part of one."""
+    whole = sys.stdin.read() if str(path) == "-" else path.read_bytes().decode("utf-8")
+    return re.split("\r?\n", whole)
 
 
 def _from_json(path: Path, n: int, line: str) -> Any:

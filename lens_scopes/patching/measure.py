@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lens_scopes.calculus.describe import describe
 from lens_scopes.calculus.finite import refuse_nonfinite
-from lens_scopes.calculus.pair import Pair, changed
+from lens_scopes.calculus.pair import Pair, changed, refuse_late
 from lens_scopes.calculus.variants import Kept, RowEdit
 from lens_scopes.host import token_texts
 from lens_scopes.host.fitness import refuse_dropout
@@ -22,7 +22,7 @@ from lens_scopes.patching.value import Value, begins, opened
 from lens_scopes.results.given import flag
 from lens_scopes.results.labelled import precision
 from lens_scopes.results.scores import Scores
-from lens_scopes.scopes.protocol import Scope, cotangents_at
+from lens_scopes.scopes.protocol import Scope, cotangents_at, site_of
 from lens_scopes.sites import EMBED, STREAM
 
 
@@ -81,6 +81,7 @@ def measure(
     pair = Pair.of(model, clean, corrupted, scope, position)
     host = pair.host
     wanted = sites_of(host, sites, where)
+    refuse_late(host, wanted.names, site_of(scope))
     refuse_dropout(host.model)
     with host.alone():
         found = Activations.of(pair, opened(host, wanted.names, scope), cache)

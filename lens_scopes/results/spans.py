@@ -21,8 +21,8 @@ Spans = Mapping[str, Range | str | EllipsisType]
 KNOWN = ("word", "sentence", "line", "role", "span")
 
 # Where one sentence, and where one line, is over.
-_END = re.compile(r"(?:[.!?…]+[\"'”’»)\]]*(?=\s|$)|[。！？]+[」』）]*|[\r\n])\s*")
-_LINE = re.compile(r"[\r\n]+")
+_END = re.compile(r"(?:[.!?…]+[\"'”’»)\]]*(?=\s|$)|[。！？]+[」』）]*|\r?\n)\s*")
+_LINE = re.compile(r"(?:\r?\n)+")
 _BYTE = re.compile(rb"\\x([0-9a-f]{2})")
 _NOBODY = -1
 

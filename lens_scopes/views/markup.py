@@ -25,7 +25,12 @@ CELL = "padding:1px 3px;border-radius:2px;font-family:ui-monospace,monospace;whi
 LABEL = "padding:0 6px;text-align:right;white-space:nowrap;font-weight:normal;opacity:.75"
 _MARKS = {"\n": "↵", "\r": "␍", "\t": "⇥", "": "∅"}
 # Characters that reorder or hide what stands around them.
-_UNSAFE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+_UNSAFE = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
+)
+# Blanks that are not the one that they look like.
+_BLANKS = re.compile("[\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]")
 # Words of a right-to-left script: one after the other they keep their order, whatever stands beside them theirs.
 _RIGHT = "\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff"
 _RIGHT_TO_LEFT = re.compile(f"[{_RIGHT}]+(?: +[{_RIGHT}]+)*")
@@ -40,6 +45,7 @@ def visible(text: str, longest: int = 24) -> str:
     """A token's text for display: blanks and control characters made visible, long ones cut; not escaped."""
     shown = _MARKS.get(text) or "".join(_MARKS.get(c, c) for c in text)
     shown = _UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", shown)
+    shown = _BLANKS.sub(lambda found: f"\\u{ord(found.group()):04x}", shown)
     if shown.strip() == "":
         shown = "".join("·" if c == " " else f"\\u{ord(c):04x}" for c in shown)
     if len(shown) > longest:

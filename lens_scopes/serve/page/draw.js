@@ -39,7 +39,7 @@ export const percent = (share) => (share === null || !isFinite(share) ? "–" : 
 
 const MARKS = { "\n": "↵", "\r": "␍", "\t": "⇥" };
 // Characters that reorder or hide what stands around them.
-const UNSAFE = /[\0-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]/g;
+const UNSAFE = /[\0-\x08\x0b-\x1f\x7f-\x9f\xa0\xad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff]/g;
 const code = (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`;
 
 /** A token's text for display: blanks and control characters made visible, long ones cut. */
