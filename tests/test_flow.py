@@ -544,3 +544,33 @@ def test_lanes_that_share_their_value_share_its_products(pair, by_row, monkeypat
     assert (max(rows) == 1) == by_row or pair[0] == "mixtral"
     monkeypatch.setattr(pushforward._StillWeights, "_once", lambda self, layer, value: layer(value))
     assert_close(shared.y, push().y, 1e-12 if pair[0] != "mixtral" else 1e-5)
+
+
+class _TwoDerivatives(torch.autograd.Function):
+    """The identity, whose backward pass says twice what its forward-mode derivative says."""
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return tangent.clone()
+
+
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_books_that_a_hook_upsets_name_the_hook(backend):
+    model = tiny.host("gpt2", backend, torch.float32)
+    with (
+        model.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", lambda x, hook: _TwoDerivatives.apply(x))]),
+        pytest.raises(RuntimeError, match=r"do not balance: .* hooks of yours in force \(blocks.1.hook_mlp_out\)"),
+    ):
+        ls.flow(model, tiny.tokens(5), ls.Semantic(7))

@@ -252,7 +252,7 @@ def test_characters_that_nobody_sees_are_written_out(hidden):
     assert markup.visible(f"ca{hidden}t") == f"ca{code}t"
     assert markup.named(f" ca{hidden}t") == f"␣ca{code}t"
     assert markup.escaped(f"ca{hidden}t") == f"ca{code}t"
-    assert code in scores([[1.0, 2.0]], ("a", f"b{hidden}"))._repr_html_()
+    assert code in scores(torch.rand(1, 2), ("a", f"b{hidden}"))._repr_html_()
 
 
 @pytest.mark.parametrize("blank", ["\xa0", "\u2003", "\u202f", "\u3000"])
