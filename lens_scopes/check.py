@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.calculus.asked import Asked
 from lens_scopes.calculus.checkable import (
     first_choices,
     refuse_incomparable,
@@ -19,14 +18,15 @@ from lens_scopes.calculus.checkable import (
 )
 from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.pullback import Rows, pull_back
+from lens_scopes.calculus.question import Asked
 from lens_scopes.calculus.signs import total
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.calculus.variants import Kept, RowEdit
 from lens_scopes.host import Host
 from lens_scopes.host.readout import final_norm
 from lens_scopes.host.undo import guarded
+from lens_scopes.results.arguments import integer
 from lens_scopes.results.flow import Flow
-from lens_scopes.results.given import integer
 from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope, cotangents_at, cotangents_of, scope_from, site_of, spans_positions
 from lens_scopes.scopes.state import Cotangents

@@ -25,7 +25,7 @@ from lens_scopes.commands.terminal import (
     say_where,
     scope_of,
 )
-from lens_scopes.results import files, given
+from lens_scopes.results import arguments, files
 from lens_scopes.views import markup
 
 BENCH_EXAMPLE = "Example: lens-scopes bench --prompts prompts.jsonl --methods semantic,fisher,random --out bench"
@@ -75,7 +75,7 @@ def bench(
 ) -> None:
     """Ablate what each method ranks highest, on every prompt, and write the table as Markdown and Parquet."""
     with one_line_errors("bench"):
-        read = _prompts(prompts)[: None if limit is None else given.integer(limit, "--limit", 1)]
+        read = _prompts(prompts)[: None if limit is None else arguments.integer(limit, "--limit", 1)]
         out.mkdir(parents=True, exist_ok=True)
         with quiet():
             table = ls.evaluate.compare_methods(

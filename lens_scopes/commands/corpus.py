@@ -24,7 +24,7 @@ from lens_scopes.commands.terminal import (
     say,
     scope_of,
 )
-from lens_scopes.results import given
+from lens_scopes.results import arguments
 from lens_scopes.results.profiles import By
 from lens_scopes.views import markup
 
@@ -60,7 +60,7 @@ def corpus(
 ) -> None:
     """Score a data set of PROMPTS into a folder of Parquet files, or print what such a folder holds."""
     with one_line_errors("corpus"):
-        top = None if top is None else given.integer(top, "--top", 1)
+        top = None if top is None else arguments.integer(top, "--top", 1)
         if show is not None and prompts is None and out is None:
             found = ls.corpus.open(show)
         elif prompts is None or out is None or show is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from lens_scopes.demo.draft import Case
 from lens_scopes.demo.generators import GENERATORS
-from lens_scopes.results.given import integer
+from lens_scopes.results.arguments import integer
 
 if TYPE_CHECKING:
     from lens_scopes.host.loading import Backend

@@ -15,7 +15,7 @@ from lens_scopes.host import token_texts
 from lens_scopes.host.prompts import Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.results.alike import Told, unlike
-from lens_scopes.results.given import Integer, seeded, shown, vector
+from lens_scopes.results.arguments import Integer, seeded, shown, vector
 from lens_scopes.results.provenance import Meta, versions
 from lens_scopes.results.scores import Scores
 

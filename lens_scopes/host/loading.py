@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from lens_scopes.host.local import Local, pretrained
-from lens_scopes.results.given import shown
+from lens_scopes.results.arguments import shown
 
 Backend = Literal["auto", "bridge", "hooked"]
 

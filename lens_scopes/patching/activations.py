@@ -12,7 +12,7 @@ from lens_scopes.host import run_to_last_residual
 from lens_scopes.host.axes import refuse_axes
 from lens_scopes.host.capture import Captured
 from lens_scopes.host.fingerprint import fingerprint
-from lens_scopes.results.given import shown
+from lens_scopes.results.arguments import shown
 
 _WHOSE = "pair"
 

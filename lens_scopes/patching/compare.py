@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lens_scopes.results import files, labelled, wellformed
 from lens_scopes.results.alike import both, refuse_other_patches, refuse_other_places
-from lens_scopes.results.given import integer, number, seeded, shown, vector
+from lens_scopes.results.arguments import integer, number, seeded, shown, vector
 from lens_scopes.results.prediction import Prediction
 from lens_scopes.results.provenance import scope_text, tokens_of
 from lens_scopes.results.scores import Scores

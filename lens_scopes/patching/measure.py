@@ -13,13 +13,13 @@ from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.pair import Pair, changed, refuse_late
 from lens_scopes.calculus.variants import Kept, RowEdit
 from lens_scopes.host import token_texts
-from lens_scopes.host.fitness import refuse_dropout
+from lens_scopes.host.differentiable import refuse_dropout
 from lens_scopes.host.prompts import Positions, Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.patching.activations import Activations
 from lens_scopes.patching.places import At, places_of, sites_of
 from lens_scopes.patching.value import Value, begins, opened
-from lens_scopes.results.given import flag
+from lens_scopes.results.arguments import flag
 from lens_scopes.results.labelled import precision
 from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope, cotangents_at, site_of

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lens_scopes.results import files
-from lens_scopes.results.given import number
+from lens_scopes.results.arguments import number
 from lens_scopes.results.provenance import Meta
 
 if TYPE_CHECKING:

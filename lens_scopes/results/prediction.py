@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_scopes.results import wellformed
-from lens_scopes.results.given import number
+from lens_scopes.results.arguments import number
 from lens_scopes.results.scores import Scores
 
 #: In a file, before the name of an estimate.

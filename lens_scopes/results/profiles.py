@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_scopes.results import files, wellformed
-from lens_scopes.results.given import shown
+from lens_scopes.results.arguments import shown
 from lens_scopes.results.provenance import Meta, taken_text
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lens_scopes.results import difference, files, labelled, spans, wellformed
-from lens_scopes.results.given import probability, shown
+from lens_scopes.results.arguments import probability, shown
 from lens_scopes.results.provenance import Meta, Units, lengths, scope_text, taken_text, target_text
 from lens_scopes.sites import named
 

@@ -13,7 +13,7 @@ from itertools import accumulate, pairwise
 from types import EllipsisType
 from typing import Any
 
-from lens_scopes.results.given import shown
+from lens_scopes.results.arguments import shown
 
 Range = tuple[int, int] | Sequence[int]
 #: By name: tokens from start to stop, a text that stands once in the prompt, or all tokens that no other span has.

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
-from lens_scopes.results.given import shown
+from lens_scopes.results.arguments import shown
 from lens_scopes.results.provenance import Meta, Note, ScopeData
 
 

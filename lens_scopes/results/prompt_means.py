@@ -6,8 +6,8 @@ from typing import Any, get_args
 
 import torch
 
+from lens_scopes.results.arguments import integer, shown
 from lens_scopes.results.flow import Flow
-from lens_scopes.results.given import integer, shown
 from lens_scopes.results.profiles import By, Profile
 from lens_scopes.results.provenance import Meta, unit_text
 from lens_scopes.results.scores import Scores
