@@ -8,9 +8,9 @@ from lens_scopes.calculus.estimate import Estimate, estimate
 from lens_scopes.flow import flow
 from lens_scopes.host import generate, join, load
 from lens_scopes.jacobian import Jacobian, jacobian
-from lens_scopes.results.averages import profile
 from lens_scopes.results.flow import Flow
 from lens_scopes.results.profiles import Profile
+from lens_scopes.results.prompt_means import profile
 from lens_scopes.results.scores import Scores
 from lens_scopes.results.text import Text
 from lens_scopes.scopes import Continuation, Direction, Entropy, Fisher, Metric, Semantic, Temperature

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.calculus.asked import Asked
 from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.pullback import Rows, pull_back
+from lens_scopes.calculus.question import Asked
 from lens_scopes.calculus.signs import total
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.calculus.variants import Kept, RowEdit

@@ -11,18 +11,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.calculus.account import account, by_lane
-from lens_scopes.calculus.asked import Asked, ask
 from lens_scopes.calculus.blocks import Extent
 from lens_scopes.calculus.branches import Branches
-from lens_scopes.calculus.chosen import Edges, Sources, heads_of, sources_of
 from lens_scopes.calculus.describe import describe
 from lens_scopes.calculus.directions import directions, lengths
 from lens_scopes.calculus.finite import refuse_nonfinite
+from lens_scopes.calculus.flow_options import Edges, Sources, heads_of, sources_of
 from lens_scopes.calculus.ledger import Books
 from lens_scopes.calculus.line import LARGE_GAP, Line
 from lens_scopes.calculus.memory import portions
 from lens_scopes.calculus.pair import Pair
 from lens_scopes.calculus.pullback import Rows, pull_back
+from lens_scopes.calculus.question import Asked, ask
 from lens_scopes.calculus.replay import Replay
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.calculus.whole import along, signed
@@ -30,8 +30,8 @@ from lens_scopes.host import Host, token_texts
 from lens_scopes.host.fingerprint import fingerprint
 from lens_scopes.host.prompts import Positions, Prompt
 from lens_scopes.host.undo import guarded
+from lens_scopes.results.arguments import Integer, integer, listed
 from lens_scopes.results.flow import Flow
-from lens_scopes.results.given import Integer, integer, listed
 from lens_scopes.results.labelled import precision
 from lens_scopes.results.provenance import Meta
 from lens_scopes.scopes.protocol import Scope, cotangents_at, site_of, text_of

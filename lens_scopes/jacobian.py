@@ -19,7 +19,7 @@ from lens_scopes.host import Host, encode, token_texts
 from lens_scopes.host.fingerprint import fingerprint, refuse_changed
 from lens_scopes.host.prompts import Positions, Prompt, positions_of, spans_of
 from lens_scopes.host.undo import guarded
-from lens_scopes.results.given import Integer, integer, is_integer, vector
+from lens_scopes.results.arguments import Integer, integer, is_integer, vector
 from lens_scopes.scopes.state import Cotangents
 from lens_scopes.sites import FINAL, depth
 

@@ -10,18 +10,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.calculus.asked import Asked, ask
 from lens_scopes.calculus.describe import describe
 from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.memory import prompts_at_once
 from lens_scopes.calculus.pullback import Rows
+from lens_scopes.calculus.question import Asked, ask
 from lens_scopes.calculus.reduction import combined, reduced, units_of
 from lens_scopes.calculus.signs import passes_of, total
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host, roles_of, token_texts
 from lens_scopes.host.prompts import Positions, Prompt
 from lens_scopes.host.undo import guarded
-from lens_scopes.results.given import Integer, shown, vector
+from lens_scopes.results.arguments import Integer, shown, vector
 from lens_scopes.results.provenance import Units
 from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope, cotangents_at, site_of

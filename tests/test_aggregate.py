@@ -276,7 +276,7 @@ def test_a_report_shows_the_prompt_and_not_the_names(tmp_path):
 
 
 def test_files_of_0_1_0_with_words(tmp_path):
-    from lens_scopes.results.older import from_schema_1
+    from lens_scopes.results.old_schemas import from_schema_1
 
     old = {"meta": {"aggregated": "word", "spans": [[0], [1, 2]]}, "kind": "Scores"}
     assert from_schema_1(old)["meta"] == {"aggregated": "word", "joined": [[0], [1, 2]]}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import lens_scopes as ls
-from lens_scopes.views import choosing, markup
+from lens_scopes.views import dispatch, markup
 from shown import HOSTILE, by_head, by_target, flow, scores
 
 WORDS = ("<s>", " the", " cat", " sat", ".", " on", " a", " mat")
@@ -155,7 +155,7 @@ def test_every_view_as_a_page(visit, tmp_path, make, view, tokens):
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     said = page.locator("[title]").evaluate_all("all => all.map(e => e.title)")
     found = torch.tensor([float(text.rsplit(": ", 1)[1]) for text in said])
-    grids = choosing.grids(result, view)
+    grids = dispatch.grids(result, view)
     expected = [torch.tensor(grid.values).flatten() for grid in grids]
     torch.testing.assert_close(found, torch.cat(expected) if grids else torch.tensor([]), rtol=6e-3, atol=1e-9)
     assert page.locator("img").count() == 0
@@ -178,7 +178,7 @@ def test_rows_carry_the_numbers(visit, make, view):
     """What the table beside a token says, times the number in the row's brackets, is the tensor's number."""
     result = make(WORDS)
     page = settled(visit(result.show(view).document))
-    for place, grid in zip(page.locator(".circuits").all(), choosing.grids(result, view), strict=True):
+    for place, grid in zip(page.locator(".circuits").all(), dispatch.grids(result, view), strict=True):
         place.locator("span > span[style*='inline-block']").nth(3).hover()
         rows = place.locator("table tbody tr").all_inner_texts()[: len(grid.rows)]
         for row, name, line in zip(rows, grid.rows, grid.values, strict=True):
@@ -332,7 +332,7 @@ LONG = tuple(f" w{i}" if i % 23 else "\n" for i in range(300))
 
 def test_the_map_of_a_long_prompt_has_its_colours_and_its_ticks_their_places(visit):
     result = scores(LONG, "signed", sites=4)
-    (grid,) = choosing.grids(result, "layers")
+    (grid,) = dispatch.grids(result, "layers")
     page = visit(markup.page("x", result._repr_html_()))
     pixels = page.locator("img").evaluate(
         """image => { const c = document.createElement('canvas'); c.width = image.naturalWidth; c.height = image.naturalHeight;

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import lens_scopes as ls
 import tiny
 from lens_scopes import evaluate, patching, scopes
-from lens_scopes.calculus.asked import ask as ask_about
+from lens_scopes.calculus.question import ask as ask_about
 from lens_scopes.calculus.trace import trace
 from lens_scopes.commands.main import app
 from lens_scopes.evaluate.protocol import ask
@@ -37,7 +37,7 @@ from lens_scopes.scopes.protocol import (
     writable,
 )
 from lens_scopes.scopes.quantity import quantities
-from lens_scopes.views import choosing
+from lens_scopes.views import dispatch
 from report import assert_close
 
 pytestmark = pytest.mark.host
@@ -257,7 +257,7 @@ DRAWN = [name for name in RESULTS if name not in ("no positions", "comparison", 
 def test_every_view_of_every_result(name, tmp_path):
     result = RESULTS[name]()
     assert ls.show(result)._repr_html_()
-    for view in choosing.views(result):
+    for view in dispatch.views(result):
         shown = ls.show(result, view)
         assert shown.view == view
         assert shown._repr_html_()
@@ -269,7 +269,7 @@ def test_every_view_of_every_result(name, tmp_path):
     page = ls.report(result, tmp_path / "report.html").read_text(encoding="utf-8")
     assert all(
         f"result-0-{view}" in page or f"{view}, interactive" in page or view in ("last", "heads")
-        for view in choosing.views(result)
+        for view in dispatch.views(result)
     )
     written = getattr(result, "meta", {})
     assert set(written) <= set(Meta.__annotations__), set(written) - set(Meta.__annotations__)
@@ -302,11 +302,11 @@ def test_colours_and_numbers_of_a_page_are_those_of_the_tensor(name):
     from lens_scopes.views import markup
 
     result = RESULTS[name]()
-    for view in choosing.views(result):
+    for view in dispatch.views(result):
         if view == "edges":
             continue
-        page = choosing.body(result, view)
-        grids = choosing.grids(result, view)
+        page = dispatch.body(result, view)
+        grids = dispatch.grids(result, view)
         expected = [
             (f"{value:.3g}", markup.colour(value, end)[0])
             for grid in grids
@@ -498,7 +498,7 @@ def test_results_written_by_hand_show_what_they_have(tmp_path):
         scores = ls.Scores(values, ("site", "pos"), coords, tokens, meta)
         assert ("mine" in repr(scores)) == bool(meta)
         assert ("mine" in scores._repr_html_()) == bool(meta)
-        for view in choosing.views(scores):
+        for view in dispatch.views(scores):
             scores.show(view)._repr_html_()
         scores.aggregate().to_dataframe()
         ls.report(scores, tmp_path / "page.html")

@@ -15,8 +15,15 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lens_scopes"
 #: From the ground up. A file imports from strictly lower levels only, inside folders too. "scopes" is the folder's
 #: __init__, "" what users import.
 LEVELS = (
-    ("sites", "results/given", "host/undo", "host/fitness", "views/pixels"),
-    ("results/older", "results/labelled", "results/provenance", "results/text", "scopes/prediction", "scopes/summands"),
+    ("sites", "results/arguments", "host/undo", "host/differentiable", "views/pixels"),
+    (
+        "results/old_schemas",
+        "results/labelled",
+        "results/provenance",
+        "results/text",
+        "scopes/prediction",
+        "scopes/summands",
+    ),
     (
         "results/difference",
         "results/files",
@@ -26,7 +33,7 @@ LEVELS = (
         "host/model",
         "views/markup",
     ),
-    ("results/carriers", "results/circuit"),
+    ("results/flow_tables", "results/circuit"),
     (
         "results/scores",
         "results/flow",
@@ -40,7 +47,7 @@ LEVELS = (
         "views/circuits",
         "views/naming",
     ),
-    ("results/averages", "results/prediction", "scopes/quantity", "scopes/twins"),
+    ("results/prompt_means", "results/prediction", "scopes/quantity", "scopes/twins"),
     (
         "scopes/continuation",
         "scopes/direction",
@@ -54,8 +61,8 @@ LEVELS = (
     ("scopes", "results", "views", "views/maps", "views/profiles"),
     ("views/long",),
     ("views/scores", "views/flow"),
-    ("views/together",),
-    ("views/choosing", "views/explorer"),
+    ("views/side_by_side",),
+    ("views/dispatch", "views/explorer"),
     ("views/show", "views/report", "plot/points"),
     ("plot", "plot/with_matplotlib", "plot/with_plotly"),
     ("host/capture", "host/fingerprint", "host/loading", "host/prompts"),
@@ -63,10 +70,10 @@ LEVELS = (
     ("host/checkpointing",),
     ("host/freeze", "host/generating"),
     ("host",),
-    ("calculus", "calculus/blocks", "calculus/finite", "calculus/held", "calculus/subspace"),
+    ("calculus", "calculus/blocks", "calculus/finite", "calculus/graph_size", "calculus/subspace"),
     ("calculus/budget",),
     ("calculus/trace",),
-    ("calculus/asked", "calculus/chosen", "calculus/ledger", "calculus/memory", "calculus/reach"),
+    ("calculus/question", "calculus/flow_options", "calculus/ledger", "calculus/memory", "calculus/reach"),
     ("calculus/describe", "calculus/estimate"),
     ("calculus/pullback", "calculus/pushforward", "calculus/variants"),
     (

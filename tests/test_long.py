@@ -12,7 +12,7 @@ import torch
 
 import lens_scopes as ls
 from lens_scopes.commands import tables
-from lens_scopes.views import choosing, markup, pixels
+from lens_scopes.views import dispatch, markup, pixels
 from lens_scopes.views.explorer import explorer_data
 from lens_scopes.views.grids import percent
 from lens_scopes.views.maps import ticks
@@ -124,12 +124,12 @@ def long_grids():
     """Every view of every result that is long, with its page."""
     for name, make in RESULTS.items():
         result = make()
-        for view in choosing.views(result):
+        for view in dispatch.views(result):
             if view == "edges":
                 continue
-            grids = choosing.grids(result, view)
+            grids = dispatch.grids(result, view)
             if grids[0].is_long:
-                yield pytest.param(result, view, grids, choosing.body(result, view), id=f"{name}-{view}")
+                yield pytest.param(result, view, grids, dispatch.body(result, view), id=f"{name}-{view}")
 
 
 LONG = list(long_grids())
@@ -186,8 +186,8 @@ def test_each_row_has_the_scale_that_is_defined(result, view, grids, page):
 
 def test_position_0_and_the_one_explained_are_off_their_rows_scales():
     result = heavy(300)
-    (grid,) = choosing.grids(result, "layers")
-    shown = "".join(Page(choosing.body(result, "layers")).text)
+    (grid,) = dispatch.grids(result, "layers")
+    shown = "".join(Page(dispatch.body(result, "layers")).text)
     last = len(result.tokens) - 1
     at_3 = [markup.number(float(result.values[3, i])) for i in (0, last)]
     assert f"2 resid_post [{markup.number(grid.ends[3])}] · 0: {at_3[0]} · {last}: {at_3[1]}" in shown
@@ -235,7 +235,7 @@ def test_the_running_text_is_the_prompt_with_its_numbers(result, view, grids, pa
 
 def test_text_that_is_left_out_is_not_joined():
     travel = RESULTS["some sources"]()
-    page = choosing.body(travel, "tokens")
+    page = dispatch.body(travel, "tokens")
     assert len(re.findall("… <(?:bdi|span)", page)) == sum(i % 7 == 3 for i in travel.sources)
     assert "w5 w6 w10" not in "".join(Page(page).text)
 
@@ -243,17 +243,17 @@ def test_text_that_is_left_out_is_not_joined():
 def test_quiet_runs_of_a_very_long_prompt_are_folded():
     values = torch.full((1, 700), 0.01)
     values[0, [60, 300]] = 1.0
-    page = choosing.body(scores(words(700), sites=1, values=values), "tokens")
+    page = dispatch.body(scores(words(700), sites=1, values=values), "tokens")
     folds = re.findall(r"<details[^>]*><summary[^>]*>… (\d+) tokens, .*? % of the row's sum …</summary>", page)
     assert folds == ["44", "223", "383"]  # but for eight tokens at each end
     # The whole text is there.
     assert all(f"w{i}" in page for i in range(1, 700) if i % 23)
-    assert "<details" not in choosing.body(heavy(300), "layers")
+    assert "<details" not in dispatch.body(heavy(300), "layers")
 
 
 def test_a_prompt_without_quiet_tokens_has_boxes_for_the_largest_only():
     result = scores(words(900), sites=1, values=torch.rand(1, 900, generator=torch.Generator().manual_seed(0)) + 1)
-    page = choosing.body(result, "tokens")
+    page = dispatch.body(result, "tokens")
     assert len(BOX.findall(page)) == 400
     plain = 1.0 * result.values[0].sort().values[:500]
     assert f"500 of 900 tokens, at most {percent(float(plain.max() / result.values.max()), 1.0)} of the scale" in page
@@ -299,12 +299,12 @@ def test_ticks_are_at_round_positions(positions, expected):
 
 
 def test_the_map_marks_the_position_explained_and_the_beginnings_of_lines():
-    page = choosing.body(heavy(300), "layers")
+    page = dispatch.body(heavy(300), "layers")
     assert "position 299, which is explained ▲" in page
     assert re.search(r">↵ ([^<]*)<", page)[1].split()[0] == "w24"
     early = scores(words(90), values=heavy(90).values[:3])
     early = ls.Scores(early.values, early.dims, early.coords, early.tokens, {**early.meta, "positions": [20]})
-    page = choosing.body(early, "layers")
+    page = dispatch.body(early, "layers")
     mark = re.search(r'<td style="padding:0;width:([\d.]+)%"></td><td[^>]*>▲ position 20, which is explained', page)
     assert float(mark[1]) == pytest.approx(100 * 20 / 90, abs=0.05)
 
@@ -410,20 +410,20 @@ def test_right_to_left_words_are_isolated(tmp_path):
 
 def test_a_single_site_is_drawn_once(tmp_path):
     for result in (heavy(12, sites=1), heavy(300, sites=1)):
-        assert choosing.views(result) == ("tokens",)
+        assert dispatch.views(result) == ("tokens",)
         text = ls.report(result, tmp_path / "r.html").read_text(encoding="utf-8")
         assert len(re.findall(r"interactive \(circuitsvis\)", text)) == 1
-    assert choosing.views(strips(12, targets=1)) == ("tokens",)
-    assert choosing.views(strips(12)) == ("layers", "tokens")
+    assert dispatch.views(strips(12, targets=1)) == ("tokens",)
+    assert dispatch.views(strips(12)) == ("layers", "tokens")
     # It says which site and position it is about.
-    hover = re.search(r'title="([^"]*)"', choosing.body(heavy(12, sites=1), "tokens"))[1]
+    hover = re.search(r'title="([^"]*)"', dispatch.body(heavy(12, sites=1), "tokens"))[1]
     assert hover.startswith("embed ")
 
 
 def test_an_interactive_view_has_the_maps_scales():
     result = heavy(300)
-    (grid,) = choosing.grids(result, "layers")
-    (figure,), _ = choosing.figures(result, "layers")
+    (grid,) = dispatch.grids(result, "layers")
+    (figure,), _ = dispatch.figures(result, "layers")
     assert figure.props["labels"] == [
         f"{row} [{markup.number(end)}]" for row, end in zip(grid.rows, grid.ends, strict=True)
     ]
@@ -432,7 +432,7 @@ def test_an_interactive_view_has_the_maps_scales():
 def test_a_picture_of_a_long_prompt_has_them_too():
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     result = heavy(300)
-    (grid,) = choosing.grids(result, "layers")
+    (grid,) = dispatch.grids(result, "layers")
     axes = result.plot("layers").axes[0]
     shown = torch.tensor(axes.images[0].get_array().filled()).float()
     torch.testing.assert_close(

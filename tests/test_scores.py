@@ -391,7 +391,7 @@ def test_sites_are_found_by_what_pictures_call_them():
         scores.values[:2], scores.dims, {**scores.coords, "site": scores.coords["site"][:2]}, scores.tokens
     )
     assert torch.equal(only.sel(site="resid_post").values, scores.values[1])
-    from lens_scopes.views.choosing import grids
+    from lens_scopes.views.dispatch import grids
 
     for label in grids(scores, "layers")[0].rows:
         assert scores.sel(site=label).dims == ("pos",)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import lens_scopes as ls
-from lens_scopes.views import choosing, markup
+from lens_scopes.views import dispatch, markup
 from shown import HOSTILE
 from test_browser import browser  # noqa: F401 - a fixture
 from test_serve import CASE
@@ -162,7 +162,7 @@ def test_run_click_and_patch_two_numbers_that_are_the_package_s(visit, model):
 def test_the_map_has_the_colours_and_names_of_every_other_drawing(visit, model, scheme):
     page = run(visit(color_scheme=scheme))
     scores = ls.score(model, CASE.prompt, ls.Semantic())
-    (grid,) = choosing.grids(scores, "layers")
+    (grid,) = dispatch.grids(scores, "layers")
     lines = list(zip(grid.values, grid.ends, strict=True))
     place(page, 4, 14)
     found = pixels(page, "#map", 5, 15)
@@ -293,7 +293,7 @@ def test_heads_their_edges_and_cutting_them(visit, model):
     page = run(visit())
     press(page, "Follow the influence")
     flow = ls.flow(model, CASE.prompt, ls.Semantic())
-    grid = choosing.grids(flow, "heads")[0]
+    grid = dispatch.grids(flow, "heads")[0]
     expected = [markup.colour(value, grid.largest)[0] for line in grid.values for value in line]
     place(page, 1, 2, "#flow", rows=4, columns=5)
     assert pixels(page, "#flow", 4, 5)[:6] == expected[:6]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import lens_scopes as ls
-from lens_scopes.views import choosing, circuits
+from lens_scopes.views import circuits, dispatch
 from shown import HOSTILE, flow, meta, scores
 
 WORDS = ("<s>", " the", " cat", " sat", ".")
@@ -31,7 +31,7 @@ def data(shown):
     ],
 )
 def test_views(result, expected):
-    assert choosing.views(result) == expected
+    assert dispatch.views(result) == expected
     assert result.show().view == (expected[0] if expected else None)
     for view in expected:
         assert view in repr(ls.show(result, view))
@@ -41,9 +41,9 @@ def test_axes_decide_the_views():
     coords = {"target_pos": (3, 4), "site": ("a",), "pos": tuple(range(5)), "head": (0, 1)}
     values = torch.rand(2, 1, 5, 2)
     by_head = ls.Scores(values, ("target_pos", "site", "pos", "head"), coords, WORDS, {})
-    assert choosing.views(by_head) == ("heads",)
+    assert dispatch.views(by_head) == ("heads",)
     targets = by_head.sel(site="a", head=0)
-    assert choosing.views(targets) == ("targets", "tokens")
+    assert dispatch.views(targets) == ("targets", "tokens")
     assert len(data(targets.show("targets"))[0]["props"]["labels"]) == 2
 
 
@@ -136,13 +136,13 @@ def test_source_0_of_a_flow_can_be_left_out():
     travel = flow(WORDS)
     kept = float(travel.total[1:].sum())
     expected = travel.heads[1:].sum(0) / kept
-    (grid,) = choosing.grids(travel, "heads", "share")
+    (grid,) = dispatch.grids(travel, "heads", "share")
     torch.testing.assert_close(torch.tensor(grid.values)[:, :-1], expected)
     share = 100 * float(travel.total[0] / travel.total.sum())
     assert f"{share:.3g} % of the total" in grid.note
-    (grid,) = choosing.grids(flow(WORDS, together=True), "heads", "hide")
+    (grid,) = dispatch.grids(flow(WORDS, together=True), "heads", "hide")
     assert "sources='each'" in grid.note
-    (grid,) = choosing.grids(travel, "stream", "hide")
+    (grid,) = dispatch.grids(travel, "stream", "hide")
     assert grid.positions[0] == 1
     shown = travel.show("edges", first="share")
     sizes = travel.edges.abs().sum((0, 1, 2, 3))
@@ -156,8 +156,8 @@ def test_source_0_of_a_flow_can_be_left_out():
 def test_one_source_of_a_flow():
     travel = flow(WORDS)
     one = travel.sel(source=2)
-    assert choosing.views(one) == ("last", "heads", "stream")
-    (grid,) = choosing.grids(one, "stream")
+    assert dispatch.views(one) == ("last", "heads", "stream")
+    (grid,) = dispatch.grids(one, "stream")
     torch.testing.assert_close(torch.tensor(grid.values), travel.stream[2] / travel.total[2])
     assert "of “␣cat” (position 2)" in grid.title
     assert "of “␣cat” (position 2)" in one.show("heads").static
@@ -180,7 +180,7 @@ def test_tokens_become_text():
 
 def test_a_page_has_no_address_and_names_its_scripts():
     for result in (scores(WORDS), flow(WORDS)):
-        for view in choosing.views(result):
+        for view in dispatch.views(result):
             shown = result.show(view)
             if shown.document is None:
                 continue
@@ -260,7 +260,7 @@ def test_blanks_of_a_token_stay_in_the_titles_of_one_source_and_of_a_comparison(
     titles = []
     for text in (" king", "king"):
         one = flow(("<s>", text, " x")).sel(source=1)
-        (grid,) = choosing.grids(one, "heads")
+        (grid,) = dispatch.grids(one, "heads")
         titles.append(grid.title)
         about = meta("ab", "signed") | {"targets": [{"id": 1, "text": text, "p": 0.5, "rank": 0}]}
         effects = ls.Scores(

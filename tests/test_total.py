@@ -9,7 +9,7 @@ import torch
 import lens_scopes as ls
 import tiny
 from lens_scopes.calculus import signs
-from lens_scopes.calculus.asked import Asked
+from lens_scopes.calculus.question import Asked
 from lens_scopes.calculus.trace import trace
 from lens_scopes.host import Host
 from lens_scopes.scopes import fisher

@@ -6,9 +6,9 @@ from contextvars import ContextVar
 
 import torch
 
-from lens_scopes.calculus.held import held_by
+from lens_scopes.calculus.graph_size import held_by
 from lens_scopes.host import Host
-from lens_scopes.results.given import Integer, integer
+from lens_scopes.results.arguments import Integer, integer
 
 _budget: ContextVar[int | None] = ContextVar("memory budget in bytes", default=None)
 

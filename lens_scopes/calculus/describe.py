@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.calculus.asked import Asked
+from lens_scopes.calculus.question import Asked
 from lens_scopes.calculus.trace import Trace
 from lens_scopes.host import Host, special_ids, token_id, token_texts
-from lens_scopes.results.given import is_integer, listed
+from lens_scopes.results.arguments import is_integer, listed
 from lens_scopes.results.provenance import Meta, Target, Token, plain, versions
 from lens_scopes.scopes.protocol import Scope, data_of, said_by, spans_positions
 from lens_scopes.scopes.state import Cotangents

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lens_scopes.calculus.held import held_by
+from lens_scopes.calculus.graph_size import held_by
 from lens_scopes.calculus.memory import chunk_bytes
 from lens_scopes.host import Host
-from lens_scopes.host.fitness import refuse_dropout
+from lens_scopes.host.differentiable import refuse_dropout
 from lens_scopes.host.undo import guarded
-from lens_scopes.results.given import Integer, integer
+from lens_scopes.results.arguments import Integer, integer
 from lens_scopes.scopes.protocol import Scope, site_of
 
 # In floors: a further cotangent, and what a flow takes beyond its score, for each cotangent.

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from lens_scopes.calculus.budget import bytes_on, given
-from lens_scopes.calculus.held import held_by
+from lens_scopes.calculus.graph_size import held_by
 from lens_scopes.calculus.trace import Trace
 from lens_scopes.host import Host
 

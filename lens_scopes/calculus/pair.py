@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_scopes.calculus.asked import Asked, ask
 from lens_scopes.calculus.finite import refuse_nonfinite
+from lens_scopes.calculus.question import Asked, ask
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host
 from lens_scopes.host.prompts import Positions, Prompt

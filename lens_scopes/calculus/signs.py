@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_scopes.calculus.asked import Asked
+from lens_scopes.calculus.question import Asked
 from lens_scopes.calculus.trace import Trace
-from lens_scopes.results.given import Integer, integer
+from lens_scopes.results.arguments import Integer, integer
 from lens_scopes.scopes.protocol import Scope, cotangents_at, said_by, site_of
 from lens_scopes.scopes.state import Cotangents
 from lens_scopes.scopes.summands import Summands

@@ -15,7 +15,7 @@ from lens_scopes.host import Host, Readout, read_out, run_to_last_residual, toke
 from lens_scopes.host.axes import refuse_axes
 from lens_scopes.host.capture import Captured
 from lens_scopes.host.checkpointing import checkpointing
-from lens_scopes.host.fitness import refuse_dropout
+from lens_scopes.host.differentiable import refuse_dropout
 from lens_scopes.host.freeze import freezing_hooks, holding
 from lens_scopes.host.model import Hook
 from lens_scopes.host.readout import final_norm, raw_logits

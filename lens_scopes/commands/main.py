@@ -43,7 +43,7 @@ from lens_scopes.commands.terminal import (
 )
 from lens_scopes.results import files
 from lens_scopes.results.provenance import plain, prompt_text, scope_text, versions
-from lens_scopes.views import choosing, markup
+from lens_scopes.views import dispatch, markup
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -149,7 +149,7 @@ def score(
         if save_path is not None:
             found[0].save(save_path)
         if html_path is not None:
-            drawn = [choosing.static(one, None if view is None else choosing.choose(one, view)) for one in found]
+            drawn = [dispatch.static(one, None if view is None else dispatch.choose(one, view)) for one in found]
             called = texts[0] if prompt is not None else f"{len(prompts)} prompts"
             files.write(html_path, markup.page(f"{scope_text(found[0].meta)}: {called}", *drawn))
         if json_path is not None:

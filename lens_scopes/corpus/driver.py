@@ -14,10 +14,10 @@ from lens_scopes.corpus.read import Corpus, open
 from lens_scopes.corpus.rows import Row, rows_of
 from lens_scopes.corpus.worker import Model, OnError, Question, Worker, function_of, identity, is_loaded, model_of
 from lens_scopes.host import Host
-from lens_scopes.host.fitness import refuse_dropout
+from lens_scopes.host.differentiable import refuse_dropout
 from lens_scopes.host.prompts import Positions
 from lens_scopes.host.undo import guarded
-from lens_scopes.results.given import Integer, integer, shown
+from lens_scopes.results.arguments import Integer, integer, shown
 from lens_scopes.results.provenance import versions
 from lens_scopes.scopes.protocol import Scope, site_of
 

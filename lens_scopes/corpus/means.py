@@ -8,9 +8,9 @@ import torch
 from lens_scopes.corpus import queries
 from lens_scopes.corpus.plan import Plan
 from lens_scopes.corpus.rows import Row
-from lens_scopes.results.averages import place_label, site_labels
-from lens_scopes.results.given import Integer, integer
+from lens_scopes.results.arguments import Integer, integer
 from lens_scopes.results.profiles import Profile
+from lens_scopes.results.prompt_means import place_label, site_labels
 from lens_scopes.results.provenance import Meta, unit_text
 from lens_scopes.sites import has_heads, named
 

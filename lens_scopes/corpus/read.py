@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, overload
 
 from lens_scopes.corpus import means, parts, queries
 from lens_scopes.corpus.plan import Plan
-from lens_scopes.results import averages
-from lens_scopes.results.given import Integer
+from lens_scopes.results import prompt_means
+from lens_scopes.results.arguments import Integer
 from lens_scopes.results.profiles import By, Profile
 from lens_scopes.results.scores import Scores
 
@@ -165,7 +165,7 @@ class Corpus:
         """
         if by == "span":
             picked = (one if site is None else one.sel(site=site) for one in self.scores())
-            return averages.profile([one.aggregate("span") for one in picked], "span")
+            return prompt_means.profile([one.aggregate("span") for one in picked], "span")
         if by == "head" and self.plan.question["flow"]:
             self._refuse_without_flow()
         return means.profile(self._tables(), self.plan, by, site, top, bins)

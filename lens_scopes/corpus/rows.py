@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lens_scopes.results.given import shown
+from lens_scopes.results.arguments import shown
 from lens_scopes.results.provenance import plain
 from lens_scopes.results.text import Text
 

@@ -18,7 +18,7 @@ from lens_scopes.corpus.rows import Row
 from lens_scopes.flow import flow
 from lens_scopes.host import Host, load
 from lens_scopes.host.fingerprint import weights
-from lens_scopes.results.given import shown
+from lens_scopes.results.arguments import shown
 from lens_scopes.results.provenance import plain
 from lens_scopes.scopes.protocol import Scope, data_of
 from lens_scopes.score import score_batch

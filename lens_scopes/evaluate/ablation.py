@@ -21,7 +21,7 @@ from torch import Tensor
 from lens_scopes.calculus.memory import prompts_at_once
 from lens_scopes.evaluate.protocol import Question, embed, run
 from lens_scopes.host import token_id
-from lens_scopes.results.given import Integer, integer, listed
+from lens_scopes.results.arguments import Integer, integer, listed
 
 Replace = Literal["zero", "mean", "delete", "resample"]
 

@@ -17,7 +17,7 @@ from lens_scopes.evaluate.protocol import Protocol, Question, ask, skipped
 from lens_scopes.host.prompts import Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.results import files, labelled
-from lens_scopes.results.given import Integer, integer, listed, shown, vector
+from lens_scopes.results.arguments import Integer, integer, listed, shown, vector
 from lens_scopes.results.provenance import Meta, versions
 from lens_scopes.results.scores import Scores
 from lens_scopes.views import markup

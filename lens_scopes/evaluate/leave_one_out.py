@@ -14,7 +14,7 @@ from lens_scopes.evaluate.protocol import Protocol, Question, ask
 from lens_scopes.host import token_texts
 from lens_scopes.host.prompts import Prompt
 from lens_scopes.host.undo import guarded
-from lens_scopes.results.given import Integer, vector
+from lens_scopes.results.arguments import Integer, vector
 from lens_scopes.results.provenance import Meta, versions
 from lens_scopes.results.scores import Scores
 

@@ -37,7 +37,7 @@ from lens_scopes.evaluate.protocol import Question, embed, put
 from lens_scopes.host import run_to_last_residual
 from lens_scopes.host.model import in_place
 from lens_scopes.host.readout import final_norm, raw_logits, read_out
-from lens_scopes.results.given import vector
+from lens_scopes.results.arguments import vector
 from lens_scopes.scopes import Fisher, Metric, Semantic, Temperature
 from lens_scopes.scopes.protocol import Scope, aimed, writable
 from lens_scopes.score import score

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.host import Host, encode, run_to_last_residual
-from lens_scopes.host.fitness import refuse_dropout
+from lens_scopes.host.differentiable import refuse_dropout
 from lens_scopes.host.prompts import Prompt, one_position
 from lens_scopes.host.readout import final_norm, raw_logits, read_out
-from lens_scopes.results.given import Integer, integer, listed, shown
+from lens_scopes.results.arguments import Integer, integer, listed, shown
 from lens_scopes.sites import EMBED, FINAL
 
 Protocol = Literal["paper"] | None

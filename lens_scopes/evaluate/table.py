@@ -33,7 +33,7 @@ from lens_scopes.host.fingerprint import weights
 from lens_scopes.host.prompts import Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.results import files, labelled
-from lens_scopes.results.given import Integer, integer, listed, shown
+from lens_scopes.results.arguments import Integer, integer, listed, shown
 from lens_scopes.results.provenance import Meta, versions
 from lens_scopes.scopes.protocol import Scope, data_of
 from lens_scopes.views import markup

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lens_scopes.host.model import Hook, Host
-from lens_scopes.results.given import listed
+from lens_scopes.results.arguments import listed
 
 PARTS = ("norm", "attention", "mlp")
 

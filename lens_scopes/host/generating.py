@@ -7,13 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.host.capture import run_to_last_residual
-from lens_scopes.host.fitness import refuse_dropout
+from lens_scopes.host.differentiable import refuse_dropout
 from lens_scopes.host.joining import extended
 from lens_scopes.host.model import Host
 from lens_scopes.host.prompts import Prompt, encode
 from lens_scopes.host.readout import final_norm, raw_logits, read_out
 from lens_scopes.host.undo import guarded
-from lens_scopes.results.given import Integer, integer
+from lens_scopes.results.arguments import Integer, integer
 from lens_scopes.results.text import Text
 
 

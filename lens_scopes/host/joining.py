@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lens_scopes.host.model import Host
 from lens_scopes.host.prompts import Prompt, chat_text, encode, plain_ids, spans_of, text_ids, token_texts, tokenizer_of
-from lens_scopes.results.given import Integer, integer, listed
+from lens_scopes.results.arguments import Integer, integer, listed
 from lens_scopes.results.text import Text
 
 #: What comes after a prompt: text, or exactly these ids.

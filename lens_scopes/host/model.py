@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lens_scopes import sites as names
-from lens_scopes.host.fitness import refuse_inference
+from lens_scopes.host.differentiable import refuse_inference
 from lens_scopes.host.undo import undone
 
 #: A hook name and what is called there: (activation, hook=...) -> activation, or None to leave it.

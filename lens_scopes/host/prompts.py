@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lens_scopes.host.model import Host
-from lens_scopes.results.given import Integer, integer, is_integer, listed, shown
+from lens_scopes.results.arguments import Integer, integer, is_integer, listed, shown
 from lens_scopes.results.text import Text, predicting
 
 Prompt = Text | str | Sequence[Integer] | Tensor | np.ndarray | Sequence[dict[str, str]]

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_scopes.host.capture import run_to_last_residual
-from lens_scopes.host.fitness import refuse_inference
+from lens_scopes.host.differentiable import refuse_inference
 from lens_scopes.host.model import Host
 
 

@@ -21,7 +21,7 @@ from lens_scopes.patching.compare import Comparison
 from lens_scopes.patching.contract import contract, wide
 from lens_scopes.patching.places import At, places_of, sites_of
 from lens_scopes.patching.value import Value, begins, opened
-from lens_scopes.results.given import shown, vector
+from lens_scopes.results.arguments import shown, vector
 from lens_scopes.results.labelled import precision
 from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope, cotangents_at

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_scopes.results import files, labelled
-from lens_scopes.results.given import integer, shown, vector
+from lens_scopes.results.arguments import integer, shown, vector
 from lens_scopes.results.prediction import Prediction
 from lens_scopes.results.provenance import scope_text, tokens_of
 from lens_scopes.results.scores import Scores

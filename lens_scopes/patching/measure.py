@@ -13,7 +13,7 @@ from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.pair import Pair, changed
 from lens_scopes.calculus.variants import Kept, RowEdit
 from lens_scopes.host import token_texts
-from lens_scopes.host.fitness import refuse_dropout
+from lens_scopes.host.differentiable import refuse_dropout
 from lens_scopes.host.prompts import Positions, Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.patching.activations import Activations

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.calculus.asked import Asked
 from lens_scopes.calculus.pair import one_output
+from lens_scopes.calculus.question import Asked
 from lens_scopes.calculus.trace import trace
 from lens_scopes.host import Host, Seen, watching
 from lens_scopes.host.prompts import Positions, Prompt

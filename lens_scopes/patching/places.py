@@ -10,7 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from lens_scopes.host import Host
-from lens_scopes.results.given import integer
+from lens_scopes.results.arguments import integer
 from lens_scopes.sites import HEADS, Sites, layer_of
 
 #: What of a site [pos, ...] is patched.

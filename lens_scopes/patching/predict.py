@@ -19,7 +19,7 @@ from lens_scopes.host.prompts import Positions, Prompt
 from lens_scopes.host.undo import guarded
 from lens_scopes.patching.contract import contract, wide
 from lens_scopes.patching.path import Path, fixed
-from lens_scopes.results.given import Integer, integer, listed, shown
+from lens_scopes.results.arguments import Integer, integer, listed, shown
 from lens_scopes.results.prediction import Prediction, difference_of, two_scale
 from lens_scopes.scopes.protocol import Scope, cotangents_at, text_of
 from lens_scopes.sites import EMBED, Sites

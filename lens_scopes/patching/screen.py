@@ -10,7 +10,7 @@ from lens_scopes.host.undo import guarded
 from lens_scopes.patching.compare import Comparison, compare
 from lens_scopes.patching.measure import measure
 from lens_scopes.patching.predict import predict
-from lens_scopes.results.given import Integer, integer
+from lens_scopes.results.arguments import Integer, integer
 from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lens_scopes.plot.points import Points
 from lens_scopes.results.profiles import Profile
 from lens_scopes.results.scores import Scores
-from lens_scopes.views import choosing
+from lens_scopes.views import dispatch
 from lens_scopes.views.grids import First
 
 if TYPE_CHECKING:
@@ -59,18 +59,18 @@ def plot(
             msg = f"a Profile has one view only: leave view={view!r} out"
             raise ValueError(msg)
         return _drawing(backend).profile(result, result.title, *_own(ax, 1, backend))
-    there = choosing.views(result)
+    there = dispatch.views(result)
     if not there:
         msg = f"plot draws Scores (with positions) and Flows; a {type(result).__name__} has its own plot() if any"
         raise TypeError(msg)
-    chosen = choosing.choose(result, view)
+    chosen = dispatch.choose(result, view)
     if chosen in (None, "edges"):
         rest = ", ".join(repr(name) for name in there if name != "edges")
         msg = f"edges have more axes than a picture; show(flow, 'edges') has them, plot draws {rest}"
         raise ValueError(msg)
-    tables = choosing.grids(result, chosen, first)
+    tables = dispatch.grids(result, chosen, first)
     own = _own(ax, 1 if all(table.is_strip for table in tables) else len(tables), backend)
-    return _drawing(backend).grids(tables, choosing.title(result), *([own] if own else []))
+    return _drawing(backend).grids(tables, dispatch.title(result), *([own] if own else []))
 
 
 def series(

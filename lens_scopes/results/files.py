@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from lens_scopes.results.older import from_schema_1
+from lens_scopes.results.old_schemas import from_schema_1
 from lens_scopes.results.provenance import plain
 
 #: 2: ``meta`` has the scope as data, and p and rank of every target.

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.results import files, labelled
-from lens_scopes.results.carriers import by_last_head, carriers, dataset, long_form
+from lens_scopes.results.arguments import Integer, integer
 from lens_scopes.results.circuit import Circuit, circuit_of
-from lens_scopes.results.given import Integer, integer
+from lens_scopes.results.flow_tables import by_last_head, carriers, dataset, long_form
 from lens_scopes.results.provenance import Meta, Units, scope_text
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lens_scopes.results.given import is_integer, shown
+from lens_scopes.results.arguments import is_integer, shown
 
 if TYPE_CHECKING:
     import pandas as pd

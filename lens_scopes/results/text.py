@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_scopes.results.given import integer, listed, shown
+from lens_scopes.results.arguments import integer, listed, shown
 
 
 @dataclass(frozen=True, repr=False)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.results.given import Integer, integer, listed, shown
+from lens_scopes.results.arguments import Integer, integer, listed, shown
 from lens_scopes.scopes.state import Cotangents, FinalState
 from lens_scopes.scopes.sweeps import log_prob, log_prob_gradients
 from lens_scopes.scopes.twins import doubt

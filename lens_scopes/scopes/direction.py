@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.results.given import vector
+from lens_scopes.results.arguments import vector
 from lens_scopes.scopes.state import Cotangents, FinalState
 from lens_scopes.sites import FINAL, one
 

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.results.given import Integer, integer
+from lens_scopes.results.arguments import Integer, integer
 from lens_scopes.scopes.factor import Factored, leading, split, whole
 from lens_scopes.scopes.prediction import Prediction
 from lens_scopes.scopes.state import Cotangents, FinalState

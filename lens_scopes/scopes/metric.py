@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.results.given import shown
+from lens_scopes.results.arguments import shown
 from lens_scopes.scopes.state import Cotangents, FinalState
 
 

@@ -41,7 +41,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lens_scopes.results.given import shown, vector
+from lens_scopes.results.arguments import shown, vector
 from lens_scopes.results.provenance import ScopeData, plain
 from lens_scopes.scopes.state import Cotangents, FinalState
 from lens_scopes.sites import FINAL, one

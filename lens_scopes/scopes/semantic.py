@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.results.given import Integer, integer, listed
+from lens_scopes.results.arguments import Integer, integer, listed
 from lens_scopes.scopes.state import Cotangents, FinalState
 from lens_scopes.scopes.twins import doubt
 

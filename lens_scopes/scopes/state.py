@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.results.given import integer, shown, vector
+from lens_scopes.results.arguments import integer, shown, vector
 from lens_scopes.sites import FINAL, one
 
 # Rows of the unembedding that are held in float32 at one time (32 MB at d_model 2048).

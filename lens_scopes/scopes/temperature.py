@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_scopes.results.given import vector
+from lens_scopes.results.arguments import vector
 from lens_scopes.scopes.state import Cotangents, FinalState
 
 

@@ -7,7 +7,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from lens_scopes.results.given import Integer, integer
+from lens_scopes.results.arguments import Integer, integer
 from lens_scopes.serve.asks import read
 from lens_scopes.serve.session import Busy, Cancelled, Session
 

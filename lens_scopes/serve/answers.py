@@ -16,7 +16,7 @@ from lens_scopes.serve import asks
 from lens_scopes.serve.calls import Call, plain_prompt
 from lens_scopes.serve.fields import MOST_TOKENS
 from lens_scopes.serve.recipe import recipe
-from lens_scopes.views import choosing
+from lens_scopes.views import dispatch
 from lens_scopes.views.flow import strongest_edges
 from lens_scopes.views.grids import Grid
 from lens_scopes.views.report import page
@@ -102,14 +102,14 @@ def _generate(ask: asks.Generate, engine: Engine) -> dict[str, Any]:
 def _score(ask: asks.Score, engine: Engine) -> dict[str, Any]:
     scores = _only(ask, engine)
     joined = scores if ask.level == "token" else scores.aggregate(ask.level)
-    return _facts(scores) | _tables(scores, choosing.grids(joined, scores_views(joined)[0], ask.first))
+    return _facts(scores) | _tables(scores, dispatch.grids(joined, scores_views(joined)[0], ask.first))
 
 
 def _flow(ask: asks.Flow, engine: Engine) -> dict[str, Any]:
     flow = _only(ask, engine)
-    views = [view for view in ("heads", "last", "stream") if view in choosing.views(flow)]
+    views = [view for view in ("heads", "last", "stream") if view in dispatch.views(flow)]
     return _facts(flow) | {
-        "grids": [grid_of(choosing.grids(flow, view)[0]) for view in views],
+        "grids": [grid_of(dispatch.grids(flow, view)[0]) for view in views],
         "total": float(flow.total.double().sum()),
         "residual": flow.residual,
     }
@@ -159,7 +159,7 @@ def _measure(ask: asks.Measure, engine: Engine) -> dict[str, Any]:
 def _effects(results: list[Scores]) -> dict[str, Any]:
     """Effects of patches side by side on one scale, and what the metric is on both prompts."""
     one, meta = results[0], results[0].meta
-    grids = choosing.grids(results if len(results) > 1 else one, scores_views(one)[0])
+    grids = dispatch.grids(results if len(results) > 1 else one, scores_views(one)[0])
     gap = number(float(meta.get("gap", math.nan)))
     return _facts(one) | _tables(one, grids) | {"metric": meta.get("metric"), "gap": gap}
 
@@ -221,7 +221,7 @@ def _facts(result: Any) -> dict[str, Any]:
     """What was asked of which model, and what is explained."""
     meta = result.meta
     return {
-        "title": choosing.title(result),
+        "title": dispatch.title(result),
         "tokens": list(result.tokens),
         "positions": list(meta["positions"]),
         "targets": [None if one is None else dict(one) for one in meta.get("targets") or ()],

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lens_scopes.results.given import shown
+from lens_scopes.results.arguments import shown
 from lens_scopes.serve.calls import Call, Mask, Place
 from lens_scopes.serve.fields import (
     MOST_NEW,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lens_scopes as ls
-from lens_scopes.results.given import integer, shown
+from lens_scopes.results.arguments import integer, shown
 from lens_scopes.serve.calls import Prompt
 
 #: What one question may be about.

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from lens_scopes.results import files
+from lens_scopes.results.arguments import shown
 from lens_scopes.results.flow import Flow
-from lens_scopes.results.given import shown
 from lens_scopes.results.provenance import Target, part_text, scope_text, tokens_of
 from lens_scopes.results.text import Text
-from lens_scopes.views import choosing, circuits, explorer, markup
+from lens_scopes.views import circuits, dispatch, explorer, markup
 from lens_scopes.views.circuits import Figure
 from lens_scopes.views.grids import First, check_first
 from lens_scopes.views.naming import prompts_of, title_of
@@ -60,7 +60,7 @@ def page(results_: Any, *, title: str | None = None, first: First = "show") -> s
     items = [str(item) if isinstance(item, Text) else item for item in items]
     there = [item for item in items if not isinstance(item, str)]
     for item in there:
-        choosing.views(item)
+        dispatch.views(item)
     if not there:
         msg = f"report takes results (and texts), got {shown(results_)}; write a list with at least one result"
         raise ValueError(msg)
@@ -72,7 +72,7 @@ def page(results_: Any, *, title: str | None = None, first: First = "show") -> s
         f"<p>{markup.prose(item)}</p>" if isinstance(item, str) else written.section(item, *next(pending))
         for item in items
     )
-    heading = title or f"{choosing.title(there[0])}: report"
+    heading = title or f"{dispatch.title(there[0])}: report"
     links = [f'<a href="#{name}">{said}</a>' for name, said in zip(names, titles, strict=True)]
     nav = f"<nav>{''.join(links)}</nav>" if len(there) > 1 else ""
     data = f'<script type="application/json" id="lens-explorers">{circuits.to_json(written.explorers)}</script>\n'
@@ -87,7 +87,7 @@ def page(results_: Any, *, title: str | None = None, first: First = "show") -> s
 
 def _titles(there: Sequence[Any]) -> list[str]:
     """A title for each result; of several, numbered, and with the end of the prompt where prompts differ."""
-    titles = [choosing.title(one) for one in there]
+    titles = [dispatch.title(one) for one in there]
     if len(there) == 1:
         return titles
     prompts = prompts_of(there)
@@ -113,7 +113,7 @@ class _Page:
             if prompt and self.prompt != (prompt, one.meta.get("positions")):
                 self.prompt = (prompt, one.meta.get("positions"))
                 parts.append(f'<p class="prompt">{markup.escaped(prompt)}</p>')
-        there = choosing.views(result)
+        there = dispatch.views(result)
         parts.append(markup.predictions(meta) if there else "")
         if isinstance(result, Flow):
             parts.append(self._explorer(result, f"{name}-explorer"))
@@ -130,8 +130,8 @@ class _Page:
         return explorer.place(name, data)
 
     def _view(self, result: Any, view: str | None, name: str) -> str:
-        static = choosing.body(result, view, self.first)
-        drawn, note = choosing.figures(result, view, self.first)
+        static = dispatch.body(result, view, self.first)
+        drawn, note = dispatch.figures(result, view, self.first)
         named = {f"{name}-{i}": figure for i, figure in enumerate(drawn)}
         self.figures |= named
         remark = markup.remark(note) if note else ""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lens_scopes.results import files
-from lens_scopes.views import choosing, circuits, markup
+from lens_scopes.views import circuits, dispatch, markup
 from lens_scopes.views.grids import First
 
 _MOST_HEIGHT = 760
@@ -85,16 +85,16 @@ def show(result: Any, view: str | None = None, *, first: First = "show") -> Show
         TypeError: not a result.
 
     """
-    view = choosing.choose(result, view)
-    static = choosing.static(result, view, first)
-    figures, note = choosing.figures(result, view, first)
+    view = dispatch.choose(result, view)
+    static = dispatch.static(result, view, first)
+    figures, note = dispatch.figures(result, view, first)
     if not figures:
-        return Shown(choosing.title(result), view, None, static, 0, note)
+        return Shown(dispatch.title(result), view, None, static, 0, note)
     named = {f"figure-{i}": figure for i, figure in enumerate(figures)}
     parts = "".join(circuits.figure_html(figure, name) for name, figure in named.items())
-    heading = f'<div style="font-weight:600">{markup.prose(choosing.title(result))}</div>'
+    heading = f'<div style="font-weight:600">{markup.prose(dispatch.title(result))}</div>'
     beside = markup.predictions(result.meta)
     body = f"{heading}{beside}{markup.remark(note) if note else ''}{parts}<!--static-->"
-    document = circuits.page(choosing.title(result), body, named)
+    document = circuits.page(dispatch.title(result), body, named)
     height = min(_MOST_HEIGHT, 110 + sum(figure.height + 40 for figure in figures))
-    return Shown(choosing.title(result), view, document, static, height, note)
+    return Shown(dispatch.title(result), view, document, static, height, note)

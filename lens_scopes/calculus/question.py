@@ -14,7 +14,7 @@ from lens_scopes.calculus.trace import Trace
 from lens_scopes.host import Host, encode
 from lens_scopes.host.joining import extended, ids_after
 from lens_scopes.host.prompts import Positions, Prompt, brings_its_bos, positions_of, spans_of
-from lens_scopes.results.given import is_integer
+from lens_scopes.results.arguments import is_integer
 from lens_scopes.results.provenance import Meta
 from lens_scopes.scopes.protocol import Scope, resolve, said_by, spans_positions, text_of
 

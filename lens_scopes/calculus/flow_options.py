@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lens_scopes.host import Host
 from lens_scopes.host.prompts import positions_of
-from lens_scopes.results.given import Integer, integer, is_integer, listed, shown
+from lens_scopes.results.arguments import Integer, integer, is_integer, listed, shown
 
 Sources = Literal["each"] | str | Integer | Sequence[Integer | str] | Tensor | np.ndarray | None
 Edges = bool | Iterable[Sequence[Integer]] | Tensor | np.ndarray

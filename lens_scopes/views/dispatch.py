@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
+from lens_scopes.results.arguments import shown
 from lens_scopes.results.flow import Flow
-from lens_scopes.results.given import shown
 from lens_scopes.results.scores import Scores
 from lens_scopes.views import markup
 from lens_scopes.views.circuits import Figure, attention_heads, colored_tokens, colored_tokens_multi
 from lens_scopes.views.flow import EDGE_KINDS, edges_kept, flow_body, flow_grids, flow_html, flow_title, flow_views
 from lens_scopes.views.grids import First, Grid, check_first
 from lens_scopes.views.scores import scores_body, scores_grids, scores_html, scores_title, scores_views
-from lens_scopes.views.together import one_picture, together_body, together_html, together_title, together_views
+from lens_scopes.views.side_by_side import one_picture, together_body, together_html, together_title, together_views
 
 #: What circuitsvis draws in a few seconds (measured): more is left out, and said.
 MOST_EDGES = 12 * 64 * 64

@@ -7,7 +7,7 @@ import torch
 import lens_scopes as ls
 import tiny
 from lens_scopes import evaluate, patching
-from lens_scopes.results import given
+from lens_scopes.results import arguments
 
 BACKEND = tiny.BACKENDS[0]
 IDS = tiny.tokens()
@@ -40,23 +40,23 @@ def model():
 
 @pytest.mark.parametrize("write", INTEGERS.values(), ids=INTEGERS)
 def test_an_integer_is_an_integer(write):
-    assert given.is_integer(write(7))
-    found = given.integer(write(7), "a number")
+    assert arguments.is_integer(write(7))
+    found = arguments.integer(write(7), "a number")
     assert found == 7
     assert type(found) is int
 
 
 @pytest.mark.parametrize("value", NO_INTEGERS, ids=repr)
 def test_what_is_no_integer_is_none(value):
-    assert not given.is_integer(value)
+    assert not arguments.is_integer(value)
     with pytest.raises(TypeError, match=r"a number is an integer, got .*; write"):
-        given.integer(value, "a number")
+        arguments.integer(value, "a number")
 
 
 def test_an_integer_may_have_a_least_value():
-    assert given.integer(2, "a number", 2) == 2
+    assert arguments.integer(2, "a number", 2) == 2
     with pytest.raises(ValueError, match="got 1; write 2 or more"):
-        given.integer(1, "a number", 2)
+        arguments.integer(1, "a number", 2)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_an_integer_may_have_a_least_value():
     ids=str,
 )
 def test_a_vector_is_a_tensor_outside_any_graph(value, dtype):
-    found = given.vector(value, "a vector", "d")
+    found = arguments.vector(value, "a vector", "d")
     assert found.tolist() == [1, 2.5]
     assert found.dtype == dtype or value.dtype == np.dtype(">f4")
     assert not found.requires_grad
@@ -88,12 +88,12 @@ def test_a_vector_is_a_tensor_outside_any_graph(value, dtype):
 )
 def test_what_is_no_vector_is_refused(value):
     with pytest.raises(TypeError, match=r"a vector is a tensor, an array or a list of numbers, got .*; write"):
-        given.vector(value, "a vector", "d")
+        arguments.vector(value, "a vector", "d")
 
 
 def test_arrays_are_copied():
     values = np.zeros(3)
-    found = given.vector(values, "a vector", "d")
+    found = arguments.vector(values, "a vector", "d")
     values[0] = 1
     assert found[0] == 0
 
