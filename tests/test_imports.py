@@ -64,6 +64,7 @@ LEVELS = (
     ("views/side_by_side",),
     ("views/dispatch", "views/explorer"),
     ("views/show", "views/report", "plot/points"),
+    ("plot/with_matplotlib_text",),
     ("plot", "plot/with_matplotlib", "plot/with_plotly"),
     ("host/capture", "host/fingerprint", "host/loading", "host/prompts"),
     ("host/readout", "host/axes", "host/joining", "host/roles", "host/starting"),
