@@ -58,7 +58,7 @@ LEVELS = (
         "scopes/temperature",
         "views/grids",
     ),
-    ("scopes", "results", "views", "views/maps", "views/profiles"),
+    ("scopes", "results", "views", "views/comparison", "views/maps", "views/profiles"),
     ("views/long",),
     ("views/scores", "views/flow"),
     ("views/side_by_side",),

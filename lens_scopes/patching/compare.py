@@ -17,7 +17,8 @@ from lens_scopes.results.prediction import Prediction
 from lens_scopes.results.provenance import scope_text, tokens_of
 from lens_scopes.results.scores import Scores
 from lens_scopes.sites import named
-from lens_scopes.views import cells, markup
+from lens_scopes.views import markup
+from lens_scopes.views.comparison import comparison_html
 from lens_scopes.views.scores import label_text
 
 if TYPE_CHECKING:
@@ -107,8 +108,8 @@ class Comparison:
         """How many patches find this share of the total effect, Σ |measured|, in each order.
 
         Returns:
-            By order: "scope" (the prediction), the ``orders`` given, "random" (the mean of 200 seeded orders) and
-            "best" (as if the effects were known: nothing can need fewer).
+            By order: "scope" (the prediction), the ``orders`` given, "random" (the mean of 200 seeded orders of the
+            places that are not zero) and "best" (as if the effects were known: nothing can need fewer).
 
         Raises:
             ValueError: share outside (0, 1].
@@ -121,7 +122,8 @@ class Comparison:
         orders = {"scope": self._pair[0], **{name: order[self.where].double() for name, order in self.orders.items()}}
         needed = {name: float(_needed(effect, order.abs(), share)) for name, order in orders.items()}
         generator = torch.Generator().manual_seed(self.seed)
-        draws = torch.rand(_DRAWS, len(effect), generator=generator, dtype=torch.float64, device="cpu")
+        # Nobody would patch where the two runs agree: there the prediction is 0 too.
+        draws = torch.rand(_DRAWS, len(effect), generator=generator, dtype=torch.float64, device="cpu") * self._not_zero
         by_chance = _needed(effect.expand_as(draws), draws, share).double().mean()
         return {**needed, "random": float(by_chance), "best": float(_needed(effect, effect, share))}
 
@@ -147,6 +149,7 @@ class Comparison:
         count = len(self._pair[0])
         return {
             "places": float(count),
+            "places_not_zero": float(self._not_zero.sum()),
             "pearson": self.pearson,
             "spearman": self.spearman,
             "sign_agreement": self.sign_agreement,
@@ -231,13 +234,10 @@ class Comparison:
         return f"Comparison({places} places; pearson={self.pearson:.3f}, spearman={self.spearman:.3f})"
 
     def _repr_html_(self) -> str:
-        """The numbers as a table, beside a scatter of them: escaped, no script."""
-        rows = [(name, markup.number(value)) for name, value in self.summary().items()]
-        names = [name for name, _ in self._places]
-        predicted, measured = (x.tolist() for x in self._pair)
-        drawn = cells.scatter(predicted, measured, names) if names else ""
-        beside = markup.beside(drawn, markup.numbers(("", "value"), rows))
-        return markup.figure(f"{self._title}: predicted and measured effects of patches", beside)
+        """Prompts, the numbers as a table, a scatter, the largest effects: escaped, no script."""
+        m, names = self.measured, [name for name, _ in self._places]
+        both = (x.tolist() for x in self._pair)
+        return comparison_html(self._title, m.meta, m.tokens, self.summary(), names, *both)
 
     @property
     def _title(self) -> str:
@@ -258,6 +258,12 @@ class Comparison:
                 words += f" “{markup.visible(m.tokens[index[m.dims.index('pos')]])}” at {labels['pos']}"
             found.append((words, label_text("site", labels["site"])))
         return found
+
+    @cached_property
+    def _not_zero(self) -> Bool[Tensor, " place"]:
+        """The places measured with an effect, predicted or found: where the runs agree, both are exactly 0."""
+        predicted, measured = self._pair
+        return (predicted != 0) | (measured != 0)
 
     @cached_property
     def _pair(self) -> tuple[Float[Tensor, " place"], Float[Tensor, " place"]]:

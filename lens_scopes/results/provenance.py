@@ -173,6 +173,8 @@ class Meta(TypedDict, total=False):
     """Effects of patches: whether they were predicted or measured."""
     clean_token_ids: list[int]
     """The prompt that activations came from; token_ids is the one that they were patched into."""
+    clean_tokens: list[str]
+    """Measured: the texts of these."""
     corrupted_token_ids: list[int]
     """Integrated flow: the prompt that the change begins at; token_ids is the clean one, where it ends."""
     metric: dict[str, float] | None

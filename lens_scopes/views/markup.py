@@ -108,12 +108,12 @@ def beside(*parts: str) -> str:
 
 
 def predictions(meta: Mapping[str, Any], most: int = 3) -> str:
-    """What the model says next and what is explained, for the last few positions that a result is about."""
+    """What the model says next and what is explained, for the first few positions that a result is about."""
     lines = []
     known = list(enumerate(zip(meta.get("positions", ()), meta.get("predictions", ()), strict=False)))
     only = meta.get("selected", {}).get("target_pos")
     known = [one for one in known if only is None or one[1][0] == only]
-    for n, (position, top) in known[-most:]:
+    for n, (position, top) in known[:most]:
         guesses = "".join(
             f'<span style="margin-right:10px;display:inline-block;white-space:nowrap">'
             f'<span style="{CELL}">{html.escape(named(guess["text"]), quote=True)}</span> {guess["p"]:.1%}</span>'
@@ -122,8 +122,8 @@ def predictions(meta: Mapping[str, Any], most: int = 3) -> str:
         about = tokens_of(meta["targets"][n]) if meta.get("targets") else []
         aim = f"explained: {' against '.join(prose(explained(one)) for one in about)}; " if about else ""
         lines.append(f'<div style="opacity:.8;font-size:90%">{aim}predicted after position {position}: {guesses}</div>')
-    more = f"({len(known) - most} earlier positions are explained too)" if len(known) > most else ""
-    return (remark(more) if more else "") + "".join(lines)
+    more = f"({len(known) - most} later positions are explained too)" if len(known) > most else ""
+    return "".join(lines) + (remark(more) if more else "")
 
 
 def heading(text: str) -> str:
