@@ -228,6 +228,7 @@ def _whole_change(
         "method": found.method,
         "together": wanted is None,
         "corrupted_token_ids": pair.corrupted.tolist(),
+        "corrupted_tokens": list(token_texts(pair.host, pair.corrupted.tolist())),
         "metric": metric,
         "steps": points,
         "gap": gap,

@@ -128,3 +128,23 @@ def test_results_about_two_prompts_have_headings_of_their_own(tmp_path):
     assert heads == links
     assert len(set(heads)) == 2
     assert [head[:3] for head in heads] == ["1. ", "2. "]
+
+
+def test_both_of_two_prompts_are_quoted(tmp_path):
+    """Side by side, and where one result is about two: also where one of them was quoted before."""
+    other = scores(["other", *WORDS[1:]])
+    text = read(ls.report([scores(WORDS), [scores(WORDS), other]], tmp_path / "r.html"))
+    quoted = re.findall(r'<p class="prompt">(.*?)</p>', text)
+    assert quoted == ["&lt;s&gt; the cat sat.", "&lt;s&gt; the cat sat.", "other the cat sat."]
+    change = replace(flow(WORDS), meta=flow(WORDS).meta | {"corrupted_tokens": ["<s>", " a dog"]})
+    text = read(ls.report(change, tmp_path / "r.html"))
+    quoted = re.findall(r'<p class="prompt">(.*?)</p>', text)
+    assert quoted == ["clean: &lt;s&gt; the cat sat.", "corrupted: &lt;s&gt; a dog"]
+
+
+def test_a_profile_has_its_heading_once(tmp_path):
+    profile = ls.profile([scores(WORDS, seed=n).sel(site="embed") for n in range(3)], "token")
+    text = read(ls.report([scores(WORDS), profile], tmp_path / "r.html"))
+    body = text[text.index("</nav>") :]
+    assert body.count("mean over 3 prompts by token") == 1
+    assert profile._repr_html_().count("mean over 3 prompts by token") == 1

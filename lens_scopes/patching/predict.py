@@ -105,6 +105,7 @@ def predict(
         "patching": "predicted",
         "method": used,
         "clean_token_ids": pair.clean.tolist(),
+        "clean_tokens": list(token_texts(pair.host, pair.clean.tolist())),
         "metric": ends or None,
     }
     meta |= {} if steps is None else {"steps": steps}

@@ -174,9 +174,11 @@ class Meta(TypedDict, total=False):
     clean_token_ids: list[int]
     """The prompt that activations came from; token_ids is the one that they were patched into."""
     clean_tokens: list[str]
-    """Measured: the texts of these."""
+    """Their texts."""
     corrupted_token_ids: list[int]
     """Integrated flow: the prompt that the change begins at; token_ids is the clean one, where it ends."""
+    corrupted_tokens: list[str]
+    """Their texts."""
     metric: dict[str, float] | None
     """What the scope measures on the "clean" and "corrupted" prompt, or the "run" that is cut; None if no number."""
     steps: int

@@ -8,11 +8,13 @@ import torch
 
 from lens_scopes.results.arguments import shown
 from lens_scopes.results.flow import Flow
+from lens_scopes.results.profiles import Profile
 from lens_scopes.results.scores import Scores
 from lens_scopes.views import markup
 from lens_scopes.views.circuits import Figure, attention_heads, colored_tokens, colored_tokens_multi
 from lens_scopes.views.flow import EDGE_KINDS, edges_kept, flow_body, flow_grids, flow_html, flow_title, flow_views
 from lens_scopes.views.grids import First, Grid, check_first
+from lens_scopes.views.profiles import profile_body
 from lens_scopes.views.scores import scores_body, scores_grids, scores_html, scores_title, scores_views
 from lens_scopes.views.side_by_side import one_picture, together_body, together_html, together_title, together_views
 
@@ -101,7 +103,7 @@ def static(result: Any, view: str | None, first: First = "show") -> str:
 def body(result: Any, view: str | None, first: First = "show") -> str:
     """A view without script, title and prediction, for pages that say these once."""
     if view is None:
-        return static(result, None, first)
+        return profile_body(result) if isinstance(result, Profile) else static(result, None, first)
     if isinstance(result, list | tuple):
         return together_body(result, view, first)
     if isinstance(result, Scores):

@@ -51,6 +51,17 @@ def prompts_of(results: Sequence[Any]) -> list[str]:
     return [prompt_text(getattr(one, "meta", {}), getattr(one, "tokens", ())) for one in results]
 
 
+def quotes(result: Any) -> list[str]:
+    """The prompts that a result is about, in full: of two, which is which."""
+    meta = getattr(result, "meta", {})
+    (own,) = prompts_of([result])
+    if "clean_tokens" in meta:
+        return [f"clean: {''.join(meta['clean_tokens'])}", f"corrupted: {own}"]
+    if "corrupted_tokens" in meta:
+        return [f"clean: {own}", f"corrupted: {''.join(meta['corrupted_tokens'])}"]
+    return [own] if own else []
+
+
 def _unlike(prompts: Sequence[str]) -> list[str]:
     """The words of each prompt between those that all begin with and those that all end with."""
     words = [prompt.split() for prompt in prompts]

@@ -12,7 +12,7 @@ from lens_scopes.results.text import Text
 from lens_scopes.views import circuits, dispatch, explorer, markup
 from lens_scopes.views.circuits import Figure
 from lens_scopes.views.grids import First, check_first
-from lens_scopes.views.naming import prompts_of, title_of
+from lens_scopes.views.naming import prompts_of, quotes, title_of
 
 # Characters of a prompt in a heading that has to be told from others.
 _END = 30
@@ -102,17 +102,19 @@ class _Page:
         self.first: First = first
         self.figures: dict[str, Figure] = {}
         self.explorers: list[dict[str, Any]] = []
-        self.prompt: tuple[Any, ...] = ()
+        self.quoted: list[tuple[str, Any]] = []
 
     def section(self, result: Any, name: str, title: str) -> str:
         """A result: prompt and prediction where they are new, then its views and where it comes from."""
         parts = [f'<h2 id="{name}">{title}</h2>']
         several = list(result) if isinstance(result, list | tuple) else [result]
         meta = {} if len(several) > 1 else getattr(several[0], "meta", {})
-        for one, prompt in zip(several, prompts_of(several), strict=True):
-            if prompt and self.prompt != (prompt, one.meta.get("positions")):
-                self.prompt = (prompt, one.meta.get("positions"))
-                parts.append(f'<p class="prompt">{markup.escaped(prompt)}</p>')
+        quoted = [(said, one.meta.get("positions")) for one in several for said in quotes(one)]
+        if quoted and quoted != self.quoted:
+            self.quoted = quoted
+            parts += [
+                f'<p class="prompt">{markup.escaped(said)}</p>' for said in dict.fromkeys(said for said, _ in quoted)
+            ]
         there = dispatch.views(result)
         parts.append(markup.predictions(meta) if there else "")
         if isinstance(result, Flow):
