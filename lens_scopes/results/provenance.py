@@ -136,7 +136,8 @@ class Meta(TypedDict, total=False):
 
     # How well it is known.
     coverage: float | list[float]
-    """The share of the squared form that the cotangents carry exactly; 1 where nothing is left out."""
+    """The share of the squared form that the cotangents carry exactly. The rest is missing from a truncation; of an
+    estimate it is in the random probes, and ``stderr`` says how well it is known. 1 of everything else."""
     notes: list[Note]
     """By position, what the scope says about its cotangents."""
     method: str

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lens_scopes.results import difference, files, labelled, spans
 from lens_scopes.results.provenance import Meta, Units, lengths, part_text, scope_text, target_text
+from lens_scopes.results.text import position_of
 from lens_scopes.sites import named
 
 if TYPE_CHECKING:
@@ -102,15 +103,19 @@ class Scores:
         """The part at one label of each named axis, which is dropped: ``scores.sel(site="hook_embed")``.
 
         Sites also go by what pictures call them ("1 resid_post"), and by their kind where one only has it ("embed");
-        spans that were joined by name by that: ``scores.sel(pos="question")``.
+        positions by the text of their token, where it stands once (``scores.sel(pos=" France")``), and spans that were
+        joined by name by that: ``scores.sel(pos="question")``.
 
         Raises:
-            KeyError: an axis or a label that is not there, or a kind that several sites have.
+            KeyError: an axis or a label that is not there, a kind that several sites have, or a text that several
+                tokens have.
 
         """
         picked = self
         for dim, label in labels.items():
             name = named(label, picked.coords.get("site", ())) if dim == "site" else label
+            if dim == "pos" and dim in picked.dims and isinstance(name, str) and "aggregated" not in picked.meta:
+                name = position_of(name, picked.tokens)
             index = labelled.index_of(picked._names() if isinstance(name, str) else picked.coords, dim, name)
             name = picked.coords[dim][index]
             kept: Meta = {"selected": {**picked.meta.get("selected", {}), dim: name}}
