@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lens_scopes"
 #: From the ground up. A file imports from strictly lower levels only, inside folders too. "scopes" is the folder's
 #: __init__, "" what users import.
 LEVELS = (
-    ("sites", "results/arguments", "host/undo", "host/differentiable", "views/pixels"),
+    ("sites", "results/arguments", "results/warning", "host/undo", "host/differentiable", "views/pixels"),
     (
         "results/old_schemas",
         "results/labelled",

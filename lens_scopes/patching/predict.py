@@ -1,7 +1,6 @@
 """The effect of activation patching at every place at once, predicted from gradients between the two runs."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
@@ -21,6 +20,7 @@ from lens_scopes.patching.contract import contract, wide
 from lens_scopes.patching.path import Path, fixed
 from lens_scopes.results.arguments import Integer, integer, listed, shown
 from lens_scopes.results.prediction import Prediction, difference_of, two_scale
+from lens_scopes.results.warning import warn
 from lens_scopes.scopes.protocol import Scope, cotangents_at, text_of
 from lens_scopes.sites import EMBED, Sites
 
@@ -207,4 +207,4 @@ def _warn(found: Prediction) -> None:
                 f"at the largest place, {where}: measure it"
             )
     if said:
-        warnings.warn("; ".join(said), UserWarning, stacklevel=4)
+        warn("; ".join(said))
