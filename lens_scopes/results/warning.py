@@ -4,10 +4,16 @@ import sys
 import warnings
 from pathlib import Path
 
+import jaxtyping
 import torch
 
 # What stands between the user's line and the warning: this package, torch's decorators, and what checks types.
-_BETWEEN = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent), "<@beartype")
+_BETWEEN = (
+    str(Path(__file__).parents[1]),
+    str(Path(torch.__file__).parent),
+    str(Path(jaxtyping.__file__).parent),
+    "<@beartype",
+)
 
 
 def warn(text: str) -> None:
