@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lens_scopes"
 #: From the ground up. A file imports from strictly lower levels only, inside folders too. "scopes" is the folder's
 #: __init__, "" what users import.
 LEVELS = (
-    ("sites", "results/given", "host/undo", "host/fitness", "views/pixels"),
+    ("sites", "results/given", "host/undo", "host/fitness", "views/packing", "views/pixels"),
     ("results/older", "results/labelled", "results/provenance", "results/text", "scopes/prediction", "scopes/summands"),
     (
         "results/difference",
@@ -55,7 +55,8 @@ LEVELS = (
     ("views/long",),
     ("views/scores", "views/flow"),
     ("views/together",),
-    ("views/choosing", "views/explorer"),
+    ("views/choosing", "views/explorer_scores", "views/explorer_flow"),
+    ("views/explorer",),
     ("views/show", "views/report", "plot/points"),
     ("plot", "plot/with_matplotlib", "plot/with_plotly"),
     ("host/capture", "host/fingerprint", "host/loading", "host/prompts"),

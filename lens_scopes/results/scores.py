@@ -232,7 +232,8 @@ class Scores:
         extra |= {"pos": dict(zip(self.coords["pos"], self.tokens, strict=True))} if "pos" in self.dims else {}
         frame = labelled.dataframe(columns, self.dims, self.coords, extra)
         if "target_pos" in self.dims and any(targets := self.meta.get("targets", ())):
-            told = dict(zip(self.meta.get("positions", ()), map(target_text, targets), strict=False))
+            texts = (labelled.whole(target_text(target)) for target in targets)
+            told = dict(zip(self.meta.get("positions", ()), texts, strict=False))
             frame.insert(list(frame.columns).index("target_pos_token") + 1, "target", frame.target_pos.map(told))
         if "pos" in self.dims and (found := lengths(self.meta)):
             by_position = dict(zip(self.coords["pos"], found, strict=True))

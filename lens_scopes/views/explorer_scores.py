@@ -155,7 +155,7 @@ def _as_one(meta: Mapping[str, Any]) -> str:
     positions = meta.get("positions", ())
     if not positions:
         return ""
-    told = "summed over" if meta.get("reduce") else "as one"
+    told = "summed over" if meta.get("reduce") or "target_pos" in meta.get("summed", ()) else "as one"
     about = [one for target in meta.get("targets") or () for one in tokens_of(target)[:1]]
     text = "".join(one["text"] for one in about)
     value = f"; together {markup.number(meta['value'])}" if "value" in meta else ""
