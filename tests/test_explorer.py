@@ -136,9 +136,16 @@ def test_show_has_it_beside_the_views():
         choosing.choose(scores(WORDS), "explorer")  # a figure has none
     with pytest.raises(ValueError, match=re.escape('sources="each"')):
         flow(WORDS, together=True).show("explorer")
+    with pytest.raises(ValueError, match="of Scores, of a list of Scores, or of one Flow"):
+        ls.show([flow(WORDS), flow(WORDS)], "explorer")
+    assert ls.show([by_head(WORDS), scores(WORDS).sel(site="embed")], "explorer").document  # no view in common
+    assert flow(WORDS).show("explorer").document
+
+
+@pytest.mark.wrong_types
+def test_position_0_is_shown_left_out_or_a_share():
     with pytest.raises(ValueError, match="first says"):
         generation(TEXT, 5).show("explorer", first="no")
-    assert flow(WORDS).show("explorer").document
 
 
 def test_a_report_has_one_explorer_for_the_scores_of_a_prompt(tmp_path):
@@ -152,3 +159,11 @@ def test_a_report_has_one_explorer_for_the_scores_of_a_prompt(tmp_path):
 
 def test_plain_text_can_stand_in_xml():
     assert markup.plain("a\ufffe\ud800\u202e\0\nb") == "a\\ufffe\\ud800\\u202e\\u0000\nb"
+
+
+def test_many_positions_have_a_short_name():
+    every = generation([f" {i}" for i in range(40)], 20)
+    total = replace(every.sum("target_pos"), meta=every.meta | {"reduce": "sum"})
+    names = [one["name"] for one in explorer_data([every.sel(target_pos=25), total], "x")["results"]]
+    assert "after 20 positions, 19 to 38" in names[1]
+    assert "after position 25" in names[0]

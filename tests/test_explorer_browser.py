@@ -14,6 +14,7 @@ import torch
 
 import lens_scopes as ls
 from lens_scopes.views import markup
+from lens_scopes.views.explorer import explorer_data
 from lens_scopes.views.report import page as written
 from shown import HOSTILE, flow, generation, scores
 from test_browser import browser, visit  # noqa: F401 - fixtures
@@ -356,3 +357,20 @@ def test_in_a_notebook_it_works_and_saves(visit):  # noqa: F811
     with page.expect_download() as download:
         frame.get_by_role("button", name="CSV").click()
     assert len(table(download.value.path().read_bytes())) == len(TEXT)
+
+
+def test_the_map_has_the_colours_of_all_rows_and_chooses_one(visit):  # noqa: F811
+    for result, rows in ((generation(TEXT, 5).sel(site="embed"), 5), (scores(WORDS, "signed", sites=4), 4)):
+        page = visit(result.show("explorer").document)
+        ends = explorer_data(result, "x")["results"][0]["levels"]["token"]["ends"]
+        box = page.locator(".lens-overview canvas")
+        pixels = box.evaluate("c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]")
+        found = [f"rgb({pixels[i]},{pixels[i + 1]},{pixels[i + 2]})" for i in range(0, len(pixels), 4)]
+        lines = zip(result.values.tolist(), ends, strict=True)
+        assert found == [markup.colour(value, end)[0] for line, end in lines for value in line]
+        height, width = (box.bounding_box()[key] for key in ("height", "width"))
+        box.hover(position={"x": width * 1.5 / len(result.tokens), "y": height * 2.5 / rows})
+        said = page.locator(".lens-overview > div").last.get_attribute("title")
+        assert float(re.search(r" at 1: (\S+), full", said)[1]) == pytest.approx(float(result.values[2, 1]), rel=5e-4)
+        box.click(position={"x": 5, "y": height * 2.5 / rows})
+        assert runs(page)[1][0] == pytest.approx(float(result.values[2, 1]), rel=5e-4)

@@ -9,6 +9,7 @@ function exploreScores(data, root) {
   const text = add(root, "div", undefined, "lens-tokens");
   const scale = add(root, "div", undefined, "lens-scale");
   const notes = add(root, "div", undefined, "note");
+  const map = add(root, "div", undefined, "lens-overview");
   const list = add(add(root, "div", undefined, "lens-scroll"), "table", undefined, "lens-list");
   for (const result of data.results)
     for (const level of Object.values(result.levels)) {
@@ -77,7 +78,10 @@ function exploreScores(data, root) {
     if (focused) choices.querySelector('select[name="' + focused + '"]')?.focus();
   }
 
-  const scoreOf = (i) => number(now.values[i], DIGITS) + (now.errors ? " ± " + number(now.errors[i], 2) : "");
+  const scoreOf = (i, row = now.row) => {
+    const { level } = now, at = row * level.positions.length + i;
+    return number(level.values[at], DIGITS) + (level.stderr ? " ± " + number(level.stderr[at], 2) : "");
+  };
   const placeOf = (i) => {
     const { names, positions, members } = now.level;
     const many = members && members[i].length > 1 ? members[i].length + " tokens from " : "";
@@ -135,11 +139,56 @@ function exploreScores(data, root) {
           if (is) pressed = made;
           made.addEventListener("click", () => choose({ target_pos: String(axis.labels[n]) }));
         } else add(run, "bdi", shown, now.target.at === position ? "explained" : "");
-        for (const _ of now.tokens.texts[position].matchAll(/\n/g)) add(run, "br");
+        // After the last token of a run outside of it, or its colour would begin the next line.
+        for (const _ of now.tokens.texts[position].matchAll(/\n/g)) add(position === positions.at(-1) ? parent : run, "br");
       }
     }
     text.tabIndex = pressed ? -1 : 0;
     if (focused) (pressed ?? text).focus();
+  }
+
+  // The axis that keys walk along: the targets, else the sites, else the heads.
+  const axisAmong = (names) => now.result.axes.findIndex(({ name, labels }) => names.includes(name) && labels.length > 1);
+
+  // All rows along that axis at a glance, a pixel a number and each on its scale; a click chooses one.
+  function drawMap() {
+    map.replaceChildren();
+    const axis = [["target_pos"], ["site"], ["head"]].map(axisAmong).find((found) => found >= 0);
+    if (axis === undefined) return;
+    const { name, labels, shown } = now.result.axes[axis], { level } = now, width = level.positions.length;
+    const after = now.result.axes.slice(axis + 1).reduce((product, one) => product * one.labels.length, 1);
+    const rowOf = (k) => now.row + (k - now.at[axis]) * after;
+    const titles = name === "target_pos" ? now.result.targets.map(({ said }) => said) : shown;
+    const scales = new Set(labels.map((_, k) => level.ends[rowOf(k)])).size > 1 ? "each on its own scale" : "on one scale";
+    add(map, "div", "all " + labels.length + " " + (name === "target_pos" ? "explained" : name + "s") + " from top to bottom, " + scales + "; click one", "note");
+    const box = add(map, "div"), canvas = add(box, "canvas");
+    [canvas.width, canvas.height] = [width, labels.length];
+    canvas.style.height = labels.length * Math.min(14, Math.max(4, 240 / labels.length)) + "px";
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", "a map of all rows; the lists and the text say its numbers");
+    const pen = canvas.getContext("2d");
+    labels.forEach((_, k) => {
+      for (let i = 0; i < width; i++) {
+        pen.fillStyle = i === (level.left.length ? 0 : -1) ? "#fff" : colour(level.values[rowOf(k) * width + i], level.ends[rowOf(k)])[0];
+        pen.fillRect(i, k, 1, 1);
+      }
+    });
+    const mark = add(box, "div", undefined, "lens-mark");
+    mark.style.top = (100 * now.at[axis]) / labels.length + "%";
+    mark.style.height = 100 / labels.length + "%";
+    const completion = level.positions.findIndex((position) => now.tokens.completion && position >= now.tokens.completion);
+    if (completion > 0) add(box, "div", undefined, "lens-edge").style.left = (100 * completion) / width + "%";
+    const place = (event) => {
+      const { left, top, width: wide, height } = box.getBoundingClientRect();
+      const part = (at, size, count) => Math.min(count - 1, Math.max(0, Math.floor((at / size) * count)));
+      return [part(event.clientY - top, height, labels.length), part(event.clientX - left, wide, width)];
+    };
+    box.addEventListener("click", (event) => choose({ [name]: String(labels[place(event)[0]]) }));
+    box.addEventListener("mousemove", (event) => {
+      const [k, i] = place(event);
+      box.title = titles[k] + ", " + placeOf(i) + ": " + (i === 0 && level.left.length ? level.left[rowOf(k)] : scoreOf(i, rowOf(k)))
+        + ", full colour at " + number(level.ends[rowOf(k)]);
+    });
   }
 
   text.addEventListener("keydown", (event) => {
@@ -147,8 +196,7 @@ function exploreScores(data, root) {
     const down = { ArrowUp: -1, ArrowDown: 1 }[event.key];
     const step = across ?? down;
     if (step === undefined || event.altKey || event.ctrlKey || event.metaKey) return;
-    const names = across === undefined ? ["site", "head"] : ["target_pos"];
-    const axis = now.result.axes.findIndex(({ name, labels }) => names.includes(name) && labels.length > 1);
+    const axis = axisAmong(across === undefined ? ["site", "head"] : ["target_pos"]);
     if (axis < 0) return;
     event.preventDefault();
     const { name, labels } = now.result.axes[axis];
@@ -156,7 +204,7 @@ function exploreScores(data, root) {
     if (to !== now.at[axis]) choose({ [name]: String(labels[to]) }, event.repeat);
   });
 
-  const heading = () => [now.result.question, "on " + now.result.model, now.result.part && "(" + now.result.part + ")"].filter(Boolean).join(" ");
+  const heading = () => now.result.question + " on " + now.result.model + (now.result.part ? " (" + now.result.part + ")" : "");
   const where = () => now.result.axes.flatMap(({ name, shown }, i) => (name === "target_pos" ? [] : [shown[now.at[i]]])).join(", ");
   const about = () => [now.target.said, where() && "at " + where(), now.by === "token" ? "" : "by " + now.by].filter(Boolean).join("; ");
   const units = () => now.result.units + (now.level.known?.[now.row] ? ", an estimate, " + now.level.known[now.row] : "");
@@ -178,13 +226,14 @@ function exploreScores(data, root) {
   function draw(missing) {
     drawChoices();
     said.replaceChildren();
-    add(said, "strong", now.result.question);
-    prose(said, " " + about());
+    prose(add(said, "strong"), heading());
+    prose(said, ", " + about());
     drawText();
     scale.replaceChildren();
     legend(scale, now.end, now.result.signed, scaleText());
     notes.replaceChildren();
     prose(notes, [...missing.map((one) => "the address asks for " + one + ", which is not here"), remarks()].join("; "));
+    drawMap();
     list.replaceChildren();
     const top = largest(), { lengths, names, positions } = now.level;
     const head = add(list.createTHead(), "tr");

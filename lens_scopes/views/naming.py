@@ -9,6 +9,8 @@ from lens_scopes.views import markup
 
 # Characters of a prompt that tell it from another.
 _MOST = 40
+# Positions that a name lists.
+_LISTED = 8
 _Facts = Mapping[str, Any]
 
 
@@ -89,6 +91,8 @@ def _position(meta: _Facts) -> str:
     at = meta.get("selected", {}).get("target_pos", meta.get("position"))
     if isinstance(at, int):
         return "after the last token" if at == len(meta.get("token_ids", ())) - 1 else f"after position {at}"
+    if isinstance(at, list) and len(at) > _LISTED:
+        return f"after {len(at)} positions, {min(at)} to {max(at)}"
     return f"after positions {at}"
 
 

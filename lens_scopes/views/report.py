@@ -83,7 +83,7 @@ def page(results_: Any, *, title: str | None = None, first: First = "show") -> s
         f"<h1>{markup.prose(heading)}</h1>{nav}{body}\n"
         f"{explorer.data_block(written.explorers) if written.explorers else ''}",
         written.figures,
-        _STYLE + explorer.STYLE,
+        _STYLE + explorer.style(),
         [explorer.script()] if written.explorers else [],
     )
 

@@ -113,7 +113,6 @@ def _explorer(result: Any, first: First) -> Shown:
 
     """
     grids.check_first(first)
-    view = choosing.choose(result, None)
     data = explorer.explorer_data(result, explorer.EXPLORER, first)
     if data is None:
         msg = f"there is no explorer of a {type(result).__name__} like this: {explorer.missing(result)}"
@@ -121,5 +120,7 @@ def _explorer(result: Any, first: First) -> Shown:
     title = choosing.title(result)
     heading = f'<div style="font-weight:600">{markup.prose(title)}</div>'
     body = f"{heading}{explorer.place(data)}<!--static-->{explorer.data_block([data])}"
-    document = circuits.page(title, body, {}, explorer.STYLE, [explorer.script()])
-    return Shown(title, explorer.EXPLORER, document, choosing.static(result, view, first), _MOST_HEIGHT)
+    document = circuits.page(title, body, {}, explorer.style(), [explorer.script()])
+    there = choosing.views(result)  # of results side by side there may be none in common
+    static = choosing.static(result, there[0], first) if there else ""
+    return Shown(title, explorer.EXPLORER, document, static, _MOST_HEIGHT)
