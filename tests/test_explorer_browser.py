@@ -16,7 +16,7 @@ import lens_scopes as ls
 from lens_scopes.views import markup
 from lens_scopes.views.explorer import explorer_data
 from lens_scopes.views.report import page as written
-from shown import HOSTILE, flow, generation, scores
+from shown import HOSTILE, by_head, flow, generation, scores
 from test_browser import browser, visit  # noqa: F401 - fixtures
 
 TEXT = ("<s>", " The", " cat", "ch", ".", " It", " s", "at", "\n", "Oh")
@@ -155,6 +155,18 @@ def test_one_position_at_many_sites(visit):  # noqa: F811
         assert [value for value, *_ in runs(page).values()] == pytest.approx(result.values[row].tolist(), rel=5e-4)
         page.keyboard.press("ArrowDown")
     assert address(page)["explorer.site"] == "blocks.2.hook_resid_post"
+
+
+def test_one_position_by_sites_and_heads(visit):  # noqa: F811
+    result = by_head(WORDS)
+    page = visit(result.show("explorer").document)
+    for site, head in itertools.product(result.coords["site"], result.coords["head"]):
+        page.get_by_label("site").select_option(site)
+        page.get_by_label("head").select_option(str(head))
+        expected = result.sel(site=site, head=head).values.tolist()
+        assert [value for value, *_ in runs(page).values()] == pytest.approx(expected, rel=5e-4)
+        (row, *_) = table(saved(page, "CSV")[1])
+        assert (row["site"], row["head"]) == (site, str(head))
 
 
 def test_scopes_about_other_positions_and_texts_change_places(visit):  # noqa: F811
@@ -357,12 +369,16 @@ def test_in_a_notebook_it_works_and_saves(visit):  # noqa: F811
     with page.expect_download() as download:
         frame.get_by_role("button", name="CSV").click()
     assert len(table(download.value.path().read_bytes())) == len(TEXT)
+    assert page.evaluate("history.length") == 2  # the notebook's way back is its own
 
 
 def test_the_map_has_the_colours_of_all_rows_and_chooses_one(visit):  # noqa: F811
-    for result, rows in ((generation(TEXT, 5).sel(site="embed"), 5), (scores(WORDS, "signed", sites=4), 4)):
-        page = visit(result.show("explorer").document)
-        ends = explorer_data(result, "x")["results"][0]["levels"]["token"]["ends"]
+    site = "blocks.0.hook_resid_post"
+    every, layers = generation(TEXT, 5), scores(WORDS, "signed", sites=4)
+    for whole, result, start, step in ((every, every.sel(site=site), 1, 2), (layers, layers, 0, 1)):
+        page = visit(whole.show("explorer").document, f"#explorer.site={site}" if whole is every else "")
+        ends = explorer_data(whole, "x")["results"][0]["levels"]["token"]["ends"][start::step]
+        rows = len(result.values)
         box = page.locator(".lens-overview canvas")
         pixels = box.evaluate("c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]")
         found = [f"rgb({pixels[i]},{pixels[i + 1]},{pixels[i + 2]})" for i in range(0, len(pixels), 4)]
@@ -374,3 +390,22 @@ def test_the_map_has_the_colours_of_all_rows_and_chooses_one(visit):  # noqa: F8
         assert float(re.search(r" at 1: (\S+), full", said)[1]) == pytest.approx(float(result.values[2, 1]), rel=5e-4)
         box.click(position={"x": 5, "y": height * 2.5 / rows})
         assert runs(page)[1][0] == pytest.approx(float(result.values[2, 1]), rel=5e-4)
+
+
+def test_named_spans_colour_all_their_parts_and_no_others(visit):  # noqa: F811
+    result = scores(WORDS, "signed").aggregate({"outer": (0, 2), "inner": (2, 5)})
+    apart = scores(WORDS, "signed").aggregate({"inner": (2, 5), "rest": ...})
+    page = visit(ls.show([result, apart], "explorer").document)
+    inside = page.locator(".lens-tokens > bdi[title='in no span']")
+    assert inside.all_text_contents() == list(WORDS[5:])
+    page.get_by_label("scope").select_option("2")
+    assert inside.count() == 0
+    parts = page.locator(".lens-tokens > bdi")
+    assert parts.all_text_contents() == ["".join(WORDS[:2]), "".join(WORDS[2:5]), "".join(WORDS[5:])]
+    titles = [one.get_attribute("title") for one in parts.all()]
+    value = float(apart.sel(site="embed", pos="rest").values)
+    assert titles[0] == titles[2]
+    assert titles[0].startswith("5× rest, 5 tokens from 0: ")
+    assert float(titles[0].rsplit(": ", 1)[1]) == pytest.approx(value, rel=5e-4)
+    (_, rest) = table(saved(page, "CSV")[1])
+    assert (rest["pos_token"], rest["length"], float(rest["score"])) == ("rest", "5", value)

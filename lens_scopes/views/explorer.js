@@ -62,6 +62,7 @@ function chosenIn(id) {
 }
 
 function keepChosen(id, fields, replace) {
+  if (window !== window.top) return; // the address, and the way back, are the notebook's
   const all = addressed();
   for (const key of [...all.keys()]) if (key.startsWith(id + ".")) all.delete(key);
   for (const [field, value] of Object.entries(fields)) all.set(id + "." + field, value);
@@ -70,7 +71,7 @@ function keepChosen(id, fields, replace) {
   try {
     history[replace ? "replaceState" : "pushState"](null, "", address);
   } catch {
-    // The frame of a notebook has no address of its own: nothing is kept.
+    // Some browsers refuse more than so many changes at a time; what is shown does not hang on it.
   }
 }
 
