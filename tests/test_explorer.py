@@ -167,3 +167,22 @@ def test_many_positions_have_a_short_name():
     names = [one["name"] for one in explorer_data([every.sel(target_pos=25), total], "x")["results"]]
     assert "after 20 positions, 19 to 38" in names[1]
     assert "after position 25" in names[0]
+
+
+def test_it_says_what_was_asked():
+    about = scores(WORDS, "signed")
+    times = replace(about, meta=about.meta | {"along": "activation"}).aggregate("word")
+    effects = replace(about, meta=about.meta | {"patching": "predicted", "method": "path"})
+    told = [
+        (one["title"], one["question"])
+        for result in (times, effects, about - scores(WORDS, "signed", seed=1))
+        for one in explorer_data(result, "x")["results"]
+    ]
+    assert told == [
+        ("Semantic('<b>') × activation on <i>model</i>", "Semantic('<b>') × activation"),
+        (
+            "predicted effects of patches (path): Semantic('<b>') on <i>model</i>",
+            "predicted effects of patches (path): Semantic('<b>')",
+        ),
+        ("Semantic('<b>') on <i>model</i>: 1 − 2",) * 2,
+    ]

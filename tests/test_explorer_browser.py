@@ -286,7 +286,7 @@ def test_a_flow_is_saved(visit, tokens):  # noqa: F811
     equal(table(content), travel.sel(source=3).to_dataframe())
     root = ElementTree.fromstring(saved(page, "SVG")[1].decode("utf-8"))
     words = " ".join(one.text or "" for one in root.iter("{http://www.w3.org/2000/svg}text"))
-    assert "Semantic('<b>') on <i>model</i>" in words
+    assert "Flow of Semantic('<b>') on <i>model</i>" in words
     assert "head 0.0: " in words
     assert saved(page, "PNG")[1][:4] == b"\x89PNG"
 
@@ -357,6 +357,9 @@ def test_it_fits_a_narrow_page(visit):  # noqa: F811
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.get_by_label("scope").select_option("2")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page = visit(written([[scores(WORDS), scores(WORDS, seed=1)], flow(WORDS)]))
+    page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 

@@ -221,7 +221,7 @@ function exploreFlow(data, root) {
     const wide = Math.min(28, Math.max(4, 1200 / data.end)), high = 18;
     const left = 220;
     const made = new Picture(Math.max(700, left + 24 + wide * data.end, left + 24 + 34 * data.branches.length));
-    made.write(data.question + " on " + data.model, 15, "bold");
+    made.write(data.title, 15, "bold");
     made.write("explained: " + data.said);
     made.write(aboutSource(row.get(chosen.source)));
     for (const { title, names, columns, values, ends, legend, cells } of drawn.slice(0, 2)) {

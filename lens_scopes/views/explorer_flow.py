@@ -8,7 +8,7 @@ from lens_scopes.results.flow import Flow
 from lens_scopes.results.labelled import whole
 from lens_scopes.results.provenance import UNITS, scope_text, target_text, tokens_of, unit_text
 from lens_scopes.views import markup
-from lens_scopes.views.flow import EDGE_KINDS
+from lens_scopes.views.flow import EDGE_KINDS, flow_title
 from lens_scopes.views.packing import packed
 
 #: Numbers in one explorer of a Flow; more sources than fit are left out, the weakest first.
@@ -56,6 +56,7 @@ def _asked(flow: Flow) -> dict[str, Any]:
     targets = [target for target in flow.meta.get("targets") or () if target is not None]
     about = [" against ".join(map(markup.explained, tokens_of(target))) for target in targets]
     return {
+        "title": markup.plain(flow_title(flow)),
         "question": markup.plain(scope_text(flow.meta, "a scope")),
         "model": markup.plain(str(flow.meta.get("model", "a model"))),
         "units": UNITS[flow.units] if flow.units == "share" else unit_text(flow.meta),

@@ -204,7 +204,6 @@ function exploreScores(data, root) {
     if (to !== now.at[axis]) choose({ [name]: String(labels[to]) }, event.repeat);
   });
 
-  const heading = () => now.result.question + " on " + now.result.model + (now.result.part ? " (" + now.result.part + ")" : "");
   const where = () => now.result.axes.flatMap(({ name, shown }, i) => (name === "target_pos" ? [] : [shown[now.at[i]]])).join(", ");
   const about = () => [now.target.said, where() && "at " + where(), now.by === "token" ? "" : "by " + now.by].filter(Boolean).join("; ");
   const units = () => now.result.units + (now.level.known?.[now.row] ? ", an estimate, " + now.level.known[now.row] : "");
@@ -226,7 +225,7 @@ function exploreScores(data, root) {
   function draw(missing) {
     drawChoices();
     said.replaceChildren();
-    prose(add(said, "strong"), heading());
+    prose(add(said, "strong"), now.result.title);
     prose(said, ", " + about());
     drawText();
     scale.replaceChildren();
@@ -271,7 +270,7 @@ function exploreScores(data, root) {
 
   function picture() {
     const made = new Picture(1000), size = 13, family = "ui-monospace,monospace", step = 22;
-    made.write(heading(), 15, "bold");
+    made.write(now.result.title, 15, "bold");
     made.write(about());
     made.scale(now.end, now.result.signed, scaleText());
     made.write(remarks(), 11);

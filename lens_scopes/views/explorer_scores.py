@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lens_scopes.results.labelled import whole
-from lens_scopes.results.provenance import Target, lengths, part_text, scope_text, target_text, tokens_of, unit_text
+from lens_scopes.results.provenance import Target, lengths, target_text, tokens_of, unit_text
 from lens_scopes.results.scores import Scores
 from lens_scopes.results.spans import KNOWN
 from lens_scopes.views import markup
 from lens_scopes.views.grids import First, Grid, on_one_scale, percent, plus_minus, stacked
 from lens_scopes.views.long import total
-from lens_scopes.views.naming import differing, prompts_of
+from lens_scopes.views.naming import differing, prompts_of, question_of, title_of
 from lens_scopes.views.packing import packed
 from lens_scopes.views.scores import label_text, scores_tables, scores_views
 from lens_scopes.views.together import kind_of
@@ -101,9 +101,10 @@ def _result(scores: Scores) -> dict[str, Any]:
     meta = scores.meta
     axes = [dim for dim in scores.dims if dim != "pos"]
     return {
-        "question": markup.plain(scope_text(meta)),
+        # The level is said by itself.
+        "title": markup.plain(title_of({key: value for key, value in meta.items() if key != "aggregated"})),
+        "question": markup.plain(question_of(meta)),
         "model": markup.plain(str(meta.get("model", "a model"))),
-        "part": markup.plain(_part(meta)),
         "units": unit_text(meta),
         "signed": scores.units == "signed",
         "axes": [
@@ -116,11 +117,6 @@ def _result(scores: Scores) -> dict[str, Any]:
         ],
         "targets": [_target(scores, at) for at in scores.coords.get("target_pos", (None,))],
     }
-
-
-def _part(meta: Mapping[str, Any]) -> str:
-    """Which part of what was computed is left, but for the level, which an explorer says by itself."""
-    return part_text({key: value for key, value in meta.items() if key != "aggregated"})
 
 
 def _target(scores: Scores, position: int | None) -> dict[str, Any]:

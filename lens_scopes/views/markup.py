@@ -110,7 +110,9 @@ def colour(value: float, largest: float) -> tuple[str, str]:
 
 def beside(*parts: str) -> str:
     """Parts side by side where there is room, one below the other where there is not."""
-    box = '<div style="display:inline-block;vertical-align:top;margin-right:24px;max-width:100%">'
+    box = (
+        '<div style="display:inline-block;vertical-align:top;padding-right:24px;box-sizing:border-box;max-width:100%">'
+    )
     return "".join(f"{box}{part}</div>" for part in parts)
 
 

@@ -19,9 +19,13 @@ def title_of(meta: _Facts) -> str:
     if "difference" in meta:
         sides = meta["difference"]
         return f"{common(sides)}: {' − '.join(differing(sides, [''] * len(sides)))}"
-    asked = f"{_scope(meta)} on {meta.get('model', 'a model')}"
-    asked = f"{asked} ({part})" if (part := part_text(meta)) else asked
-    return f"{_effects(meta)}: {asked}" if "patching" in meta else asked
+    asked = f"{question_of(meta)} on {_model(meta)}"
+    return f"{asked} ({part})" if (part := part_text(meta)) else asked
+
+
+def question_of(meta: _Facts) -> str:
+    """What was asked; of a difference, what is subtracted from what."""
+    return f"{_effects(meta)}: {_scope(meta)}" if "patching" in meta and "difference" not in meta else _scope(meta)
 
 
 def common(metas: Sequence[_Facts]) -> str:
