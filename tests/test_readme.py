@@ -121,8 +121,8 @@ def versions_of_transformer_lens():
     assert {"tl-2.18", "tl-3.9", "tl-4.3"} <= names
 
 
-def eight_notebooks():
-    assert len(list((ROOT / "tutorials").glob("*.ipynb"))) == 8
+def nine_notebooks():
+    assert len(list((ROOT / "tutorials").glob("*.ipynb"))) == 9
 
 
 def sixteen_passes_without_bias():
@@ -152,7 +152,7 @@ SHOWN = {
     "from one forward pass, on `HookedTransformer` and `TransformerBridge` alike": one_forward_pass,
     "Python 3.10 to 3.13": versions_of_python,
     "TransformerLens 2.16 to 4.x; the tests run on 2.18, 3.9 and 4.3": versions_of_transformer_lens,
-    "eight notebooks": eight_notebooks,
+    "nine notebooks": nine_notebooks,
     "`Fisher(passes=16)` costs 16 backward passes and is unbiased, with a standard error": sixteen_passes_without_bias,
     "`Fisher(rank=8)` is the paper's truncation, biased low": truncated_and_low,
 }
