@@ -152,6 +152,7 @@ def test_a_report_has_one_explorer_for_the_scores_of_a_prompt(tmp_path):
     one, two, other = generation(TEXT, 5), generation(TEXT, 5, seed=1), scores(WORDS)
     text = ls.report([one, other, two, scores(WORDS).sel(site="embed")], tmp_path / "r.html").read_text("utf-8")
     assert re.findall(r'<div id="(.*?)" class="lens-explorer', text) == ["result-0-explorer", "result-1-explorer"]
+    assert text.count("its explorer stands above") == 1
     text = ls.report([one, [one, two]], tmp_path / "r.html").read_text("utf-8")
     assert re.findall(r'<div id="(.*?)" class="lens-explorer', text) == ["result-0-explorer", "result-1-explorer"]
     assert not re.search("https?://", text)

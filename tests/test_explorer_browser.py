@@ -240,6 +240,7 @@ def test_an_address_that_asks_for_what_is_not_there_is_answered(visit):  # noqa:
     assert page.locator("button[aria-pressed=true]").text_content() == TEXT[5]
     page = visit(flow(WORDS).show("explorer").document, "#explorer.source=77&explorer.head=x")
     assert "a token that has no row here" in page.locator(".lens-said").inner_text()
+    assert "a head that is not here" in page.locator(".lens-said").inner_text()
 
 
 @pytest.mark.parametrize("tokens", [TEXT, AWFUL], ids=["words", "hostile"])

@@ -267,6 +267,7 @@ function exploreFlow(data, root) {
     chosen.head = layer < layers && head < many && layer + "." + head === fields.head ? fields.head : null;
     draw();
     if (fields.source !== undefined && String(chosen.source) !== fields.source) said.append("; the address asks for a token that has no row here");
+    if (fields.head !== undefined && chosen.head === null) said.append("; the address asks for a head that is not here");
   };
   whenAddressed(data.id, restore);
   restore(chosenIn(data.id));

@@ -136,6 +136,8 @@ class _Page:
         there = choosing.views(result)
         parts.append(markup.predictions(meta) if there else "")
         parts += [self._explorer(one, f"{name}-explorer") for one in self.explored.get(name, ())]
+        if name not in self.explored and isinstance(result, Scores) and explorer.has_choice(result):
+            parts.append(markup.remark("its explorer stands above, at the first result of this prompt"))
         parts += [self._view(result, view, f"{name}-{view or 'view'}") for view in there or (None,)]
         for known in filter(None, map(facts, several)):
             parts.append(f"<details><summary>provenance</summary>{markup.facts(known)}</details>")
