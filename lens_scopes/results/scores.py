@@ -308,7 +308,7 @@ class Scores:
         return check_scores(self, model, scope=scope, places=places)
 
     def show(self, view: str | None = None, **options: Any) -> "Shown":
-        """A view ("layers", "heads", "targets", "tokens", "explorer") to click in and a static one; see ``show``."""
+        """A view ("layers", "heads", "targets", "tokens", "explorer") and a static one; see ``show``."""
         from lens_scopes.views.show import show
 
         return show(self, view, **options)
