@@ -67,8 +67,11 @@ def test_levels_are_what_aggregate_gives():
         assert tuple(level["texts"]) == joined.tokens
     only = every.aggregate("word")
     assert list(levels(explorer_data(only, "x"))) == ["word"]
-    # Norms of differences do not add up, and nothing pretends to.
-    assert list(levels(explorer_data(every - generation(TEXT, 5, seed=1), "x"))) == ["token"]
+    # Differences of norms and single patches do not add up, and nothing pretends that they do.
+    difference = every - generation(TEXT, 5, seed=1)
+    measured = replace(every, meta=every.meta | {"units": "signed", "patching": "measured"})
+    for apart in (difference, difference - difference, measured, measured - measured):
+        assert list(levels(explorer_data(apart, "x"))) == ["token"]
 
 
 def test_an_estimate_has_its_standard_errors():

@@ -259,7 +259,14 @@ def test_what_is_shown_is_saved(visit, tokens, passes):  # noqa: F811
         known = every.to_dataframe().query("target_pos == @at and site == @site").iloc[0]
         for column in ("target_pos", "target_pos_token", "target", "site"):
             assert {row[column] for row in rows} == {str(known[column])}
-        asked = {"question": f"{every.units}('</script>')", "model": "<i>model</i>", "level": by, "target_p": "0.5"}
+        asked = {
+            "question": f"{every.units}('</script>')",
+            "model": "<i>model</i>",
+            "level": by,
+            "target_p": "0.5",
+            "position": str(at),
+            "part": "",
+        }
         assert all(row[key] == value for row in rows for key, value in asked.items())
         name, content = saved(page, "SVG")
         assert name.endswith(f"_{by}.svg")
@@ -295,6 +302,8 @@ def test_a_flow_is_saved(visit, tokens):  # noqa: F811
 def test_an_infinite_number_and_none_are_saved(visit):  # noqa: F811
     values = torch.tensor([[1.0, torch.nan, torch.inf, -2.0, 0.5, 0.1, 1e-30, 1e20]])
     result = scores(WORDS, "signed", sites=1, values=values)
+    page = visit(result.sel(site="embed").show("explorer").document)
+    assert table(saved(page, "CSV")[1])[0]["part"] == "site embed"
     page = visit(result.show("explorer").document)
     equal(table(saved(page, "CSV")[1]), result.sel(site="embed").to_dataframe())
     titles = page.locator(".lens-tokens bdi[title]").evaluate_all("all => all.map(e => e.title.split(': ').at(-1))")
@@ -412,4 +421,5 @@ def test_named_spans_colour_all_their_parts_and_no_others(visit):  # noqa: F811
     assert titles[0].startswith("5× rest, 5 tokens from 0: ")
     assert float(titles[0].rsplit(": ", 1)[1]) == pytest.approx(value, rel=5e-4)
     (_, rest) = table(saved(page, "CSV")[1])
+    assert (rest["level"], rest["position"]) == ("span", "7")
     assert (rest["pos_token"], rest["length"], float(rest["score"])) == ("rest", "5", value)

@@ -85,7 +85,7 @@ function whenAddressed(id, choose) {
 // Files. Names are made of the letters and digits of what is shown.
 function save(words, ending, content) {
   const link = document.createElement("a");
-  const parts = words.map((word) => String(word).replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 40));
+  const parts = words.map((word) => String(word).replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 40).replace(/^-|-$/g, ""));
   link.download = ["lens-scopes", ...parts.filter(Boolean)].join("_") + "." + ending;
   link.href = URL.createObjectURL(content);
   link.click();

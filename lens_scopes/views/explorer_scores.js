@@ -107,7 +107,7 @@ function exploreScores(data, root) {
     return made;
   }
 
-  const isLater = (i) => now.target.position !== null && now.level.positions[i] > now.target.position && now.values[i] === 0;
+  const isLater = (i) => now.target.last !== null && now.level.positions[i] > now.target.last && now.values[i] === 0;
   const isPlain = (i) => i === undefined || i === now.left || Math.abs(now.values[i]) < QUIET * now.end;
 
   function drawText() {
@@ -254,12 +254,12 @@ function exploreScores(data, root) {
   // A row for each source, as `to_dataframe()` has them, after what was asked and chosen.
   function table() {
     const { result, level, target, at } = now, { texts } = now.tokens;
-    const asked = { question: result.question, model: result.model, units: result.units, level: now.by };
+    const asked = { question: result.question, model: result.model, part: result.part, units: result.units, level: now.by };
     result.axes.forEach(({ name, labels }, i) => {
       asked[name] = labels[at[i]];
       if (name === "target_pos") asked.target_pos_token = texts[labels[at[i]]];
     });
-    Object.assign(asked, { target: target.text, target_p: target.p, target_rank: target.rank });
+    Object.assign(asked, { position: target.position, target: target.text, target_p: target.p, target_rank: target.rank });
     const header = [...Object.keys(asked), "pos", "pos_token", ...(level.lengths.length ? ["length"] : []), "score", ...(now.errors ? ["stderr"] : [])];
     const rows = () => level.positions.map((position, i) => [
       ...Object.values(asked), position, level.texts[i], ...(level.lengths.length ? [level.lengths[i]] : []),

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lens_scopes.results.labelled import whole
-from lens_scopes.results.provenance import Target, lengths, target_text, tokens_of, unit_text
+from lens_scopes.results.provenance import Target, lengths, part_text, target_text, tokens_of, unit_text
 from lens_scopes.results.scores import Scores
 from lens_scopes.results.spans import KNOWN
 from lens_scopes.views import markup
@@ -63,11 +63,20 @@ def _levels(results: Sequence[Scores]) -> tuple[list[dict[str, Scores]], list[st
 
 
 def _joins(scores: Scores, by: str) -> bool:
-    """Whether ``aggregate`` knows how to."""
-    meta = scores.meta
-    if "aggregated" in meta or ("difference" in meta and meta["difference"][0].get("units") == "norm"):
-        return False
-    return bool(meta.get({"role": "roles", "span": "spans"}[by])) if by in ("role", "span") else True
+    """Whether ``aggregate`` knows how to, and the sum means something."""
+    known = {"role": "roles", "span": "spans"}
+    return (
+        "aggregated" not in scores.meta
+        and _adds_up(scores.meta)
+        and bool(by not in known or scores.meta.get(known[by]))
+    )
+
+
+def _adds_up(meta: Mapping[str, Any]) -> bool:
+    """Differences of norms do not add up over tokens, and neither does what patches did one by one."""
+    if "difference" in meta:
+        return all(side.get("units", "norm") != "norm" and _adds_up(side) for side in meta["difference"])
+    return meta.get("patching") != "measured"
 
 
 def _scaled(levels: Sequence[Mapping[str, Scores]], first: First) -> list[dict[str, tuple[Grid, Grid]]]:
@@ -98,13 +107,14 @@ def _text(scores: Scores) -> dict[str, Any]:
 
 def _result(scores: Scores) -> dict[str, Any]:
     """What was asked of which model, and of which targets: what all levels have in common."""
-    meta = scores.meta
+    # The level is said by itself.
+    meta = {key: value for key, value in scores.meta.items() if key != "aggregated"}
     axes = [dim for dim in scores.dims if dim != "pos"]
     return {
-        # The level is said by itself.
-        "title": markup.plain(title_of({key: value for key, value in meta.items() if key != "aggregated"})),
+        "title": markup.plain(title_of(meta)),
         "question": markup.plain(question_of(meta)),
         "model": markup.plain(str(meta.get("model", "a model"))),
+        "part": markup.plain(part_text(meta)) or None,
         "units": unit_text(meta),
         "signed": scores.units == "signed",
         "axes": [
@@ -128,7 +138,15 @@ def _target(scores: Scores, position: int | None) -> dict[str, Any]:
         position = meta.get("selected", {}).get("target_pos", positions[0] if len(positions) == 1 else None)
     if position not in positions:
         last = max(positions, default=None)
-        return {"at": None, "position": last, "said": _as_one(meta), "text": None, "p": None, "rank": None}
+        return {
+            "at": None,
+            "position": None,
+            "last": last,
+            "said": _as_one(meta),
+            "text": None,
+            "p": None,
+            "rank": None,
+        }
     n = positions.index(position)
     target, top = targets[n], list(meta.get("predictions") or [[]] * len(positions))[n]
     said = " against ".join(map(markup.explained, tokens_of(target)))
@@ -139,6 +157,7 @@ def _target(scores: Scores, position: int | None) -> dict[str, Any]:
     return {
         "at": position + 1 if follows else None,
         "position": position,
+        "last": position,
         "said": markup.plain(f"after position {position}: {said}"),
         "text": whole(target_text(target)),
         "p": None if target is None else target.get("p"),
