@@ -1,6 +1,7 @@
 """What the explorer is given: exact numbers, the scales of the other views, and what was joined by `aggregate`."""
 
 import base64
+import json
 import re
 from dataclasses import replace
 
@@ -159,6 +160,15 @@ def test_a_report_has_one_explorer_for_the_scores_of_a_prompt(tmp_path):
     text = ls.report([one, [one, two]], tmp_path / "r.html").read_text("utf-8")
     assert re.findall(r'<div id="(.*?)" class="lens-explorer', text) == ["result-0-explorer", "result-1-explorer"]
     assert not re.search("https?://", text)
+
+
+def test_scores_for_which_there_is_no_room_begin_another_explorer(tmp_path, monkeypatch):
+    every = [generation(TEXT, 5, seed=seed) for seed in range(3)]
+    monkeypatch.setattr("lens_scopes.views.explorer_scores.MOST_NUMBERS", 2 * every[0].values.numel())
+    text = ls.report(every, tmp_path / "r.html").read_text("utf-8")
+    assert re.findall(r'<div id="(.*?)" class="lens-explorer', text) == ["result-0-explorer", "result-2-explorer"]
+    data = json.loads(re.search(r'id="lens-explorers">(.*?)</script>', text)[1])
+    assert [len(one["results"]) for one in data] == [2, 1]
 
 
 def test_plain_text_can_stand_in_xml():

@@ -21,7 +21,7 @@ MOST_NUMBERS = 400_000
 
 def scores_data(results: Sequence[Scores], name: str, first: First = "show") -> dict[str, Any] | None:
     """What the explorer of some Scores needs, JSON-like; None where nothing has positions, or there is too much."""
-    if not all(map(scores_views, results)) or sum(_numbers(one) for one in results) > MOST_NUMBERS:
+    if not all(map(scores_views, results)) or not fits(results):
         return None
     levels, left = _levels(results)
     scaled = _scaled(levels, first)
@@ -36,6 +36,11 @@ def scores_data(results: Sequence[Scores], name: str, first: First = "show") -> 
         made.append(_result(one) | {"name": markup.plain(called), "text": texts.index(text), "levels": parts})
     note = f"too many numbers for a page, and left out: {', '.join(left)}" if left else ""
     return {"kind": "scores", "id": name, "results": made, "texts": texts, "note": note}
+
+
+def fits(results: Sequence[Scores]) -> bool:
+    """Whether there is room for all of their numbers in one explorer."""
+    return sum(map(_numbers, results)) <= MOST_NUMBERS
 
 
 def _numbers(scores: Scores) -> int:

@@ -12,6 +12,7 @@ from lens_scopes.results.scores import Scores
 from lens_scopes.results.text import Text
 from lens_scopes.views import choosing, circuits, explorer, markup
 from lens_scopes.views.circuits import Figure
+from lens_scopes.views.explorer_scores import fits
 from lens_scopes.views.grids import First, check_first
 from lens_scopes.views.naming import prompts_of, title_of
 
@@ -99,15 +100,19 @@ def _titles(there: Sequence[Any]) -> list[str]:
 
 
 def _explored(there: Sequence[Any], names: Sequence[str]) -> dict[str, list[Any]]:
-    """By section what is explored there: a Flow, Scores side by side, and all Scores of a prompt at their first."""
+    """By section what is explored there: a Flow, Scores side by side, and all Scores of a prompt at their first.
+
+    Scores for which an explorer has no more room begin another.
+    """
     found: dict[str, list[Any]] = {}
     together: dict[str, list[Scores]] = {}
     for result, name in zip(there, names, strict=True):
         if isinstance(result, Scores):
             if explorer.has_choice(result):
                 (prompt,) = prompts_of([result])
-                if prompt not in together:
-                    found[name] = [together.setdefault(prompt, [])]
+                if prompt not in together or not fits([*together[prompt], result]):
+                    together[prompt] = []
+                    found[name] = [together[prompt]]
                 together[prompt].append(result)
         elif isinstance(result, Flow) or (isinstance(result, list | tuple) and isinstance(result[0], Scores)):
             found[name] = [result]
@@ -137,7 +142,7 @@ class _Page:
         parts.append(markup.predictions(meta) if there else "")
         parts += [self._explorer(one, f"{name}-explorer") for one in self.explored.get(name, ())]
         if name not in self.explored and isinstance(result, Scores) and explorer.has_choice(result):
-            parts.append(markup.remark("its explorer stands above, at the first result of this prompt"))
+            parts.append(markup.remark("its explorer stands above, at an earlier result of this prompt"))
         parts += [self._view(result, view, f"{name}-{view or 'view'}") for view in there or (None,)]
         for known in filter(None, map(facts, several)):
             parts.append(f"<details><summary>provenance</summary>{markup.facts(known)}</details>")
