@@ -63,6 +63,7 @@ def generation(tokens, prompt, sites=2, units="norm", passes=0, seed=0):
     shape = (max(passes, 1), len(positions), sites, len(tokens))
     causal = torch.arange(len(tokens)) <= torch.tensor(positions)[:, None]
     probes = torch.rand(shape, generator=generator, dtype=torch.float64) * causal[:, None]
+    probes *= torch.arange(1, 1 + len(positions))[:, None, None] ** 2  # so far apart that rows have scales of their own
     values = probes.sum(0).to(torch.float64 if units == "squared" else torch.float32)
     names = ("hook_embed", *(f"blocks.{layer}.hook_resid_post" for layer in range(sites - 1)))
     coords = {"target_pos": positions, "site": names, "pos": tuple(range(len(tokens)))}
