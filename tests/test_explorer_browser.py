@@ -139,6 +139,15 @@ def test_click_a_token_and_move_by_keys(visit):  # noqa: F811
         page.keyboard.press(key)
         assert pressed.text_content() == markup.visible(TEXT[expected]), key
         assert page.evaluate("document.activeElement.getAttribute('aria-pressed')") == "true"
+    # Each press is a step of the way back, and a key that is held is one.
+    steps = page.evaluate("history.length")
+    for key in ("ArrowRight", "ArrowRight", "ArrowRight"):
+        page.keyboard.down(key)
+    page.keyboard.up("ArrowRight")
+    assert pressed.text_content() == markup.visible(TEXT[8])
+    assert page.evaluate("history.length") == steps + 1
+    page.keyboard.press("Home")
+    assert page.evaluate("history.length") == steps + 2
     page.keyboard.press("ArrowDown")
     assert "0 resid_post" in said.inner_text()
     assert runs(page)[1][0] == pytest.approx(float(every.values[0, 1, 1]), rel=5e-4)
