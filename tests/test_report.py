@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import lens_scopes as ls
-from lens_scopes.views.explorer import explorer_data
 from lens_scopes.views.report import facts as facts_of
 from shown import HOSTILE, by_target, flow, scores
 
@@ -93,25 +92,6 @@ def test_hostile_tokens_open_no_tag(tmp_path):
     assert "<img" not in static
     assert "<script" not in static
     assert "<s>" not in static
-
-
-def test_the_explorer_has_the_tensors_numbers():
-    travel = flow(WORDS)
-    data = explorer_data(travel, "x")
-    torch.testing.assert_close(torch.tensor(data["total"]), travel.total, rtol=1e-3, atol=0)
-    torch.testing.assert_close(torch.tensor(data["stream"]), travel.stream, rtol=1e-3, atol=0)
-    branches = torch.cat([travel.heads, travel.mlps[..., None]], -1)
-    torch.testing.assert_close(torch.tensor(data["heads"]), branches, rtol=1e-3, atol=0)
-    assert explorer_data(flow(WORDS, together=True), "x") is None
-
-
-def test_a_long_prompt_keeps_its_strongest_sources(tmp_path):
-    travel = flow(["w"] * 300, layers=4, heads=4, edges=False)
-    data = explorer_data(travel, "x")
-    assert len(data["sources"]) == 150_000 // (4 * 5 + 5 * 300)
-    left = set(range(300)) - set(data["sources"])
-    assert float(travel.total[data["sources"]].min()) >= float(travel.total[list(left)].max())
-    assert f"{len(left)} tokens (grey) have no row here" in read(ls.report(travel, tmp_path / "r.html"))
 
 
 def test_a_large_report_stays_under_3_mb(tmp_path):

@@ -332,7 +332,7 @@ class Flow:
         return f"Flow({rows}, {layers} layers x {heads} heads; {scope}, residual {self.residual:.1e})"
 
     def show(self, view: str | None = None, **options: Any) -> "Shown":
-        """An interactive view ("last", "heads", "stream", "edges", "tokens"), a static one under it; see ``show``."""
+        """A view ("last", "heads", "stream", "edges", "tokens", "explorer") and a static one; see ``show``."""
         from lens_scopes.views.show import show
 
         return show(self, view, **options)

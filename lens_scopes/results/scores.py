@@ -237,7 +237,8 @@ class Scores:
         extra |= {"pos": dict(zip(self.coords["pos"], self.tokens, strict=True))} if "pos" in self.dims else {}
         frame = labelled.dataframe(columns, self.dims, self.coords, extra)
         if "target_pos" in self.dims and any(targets := self.meta.get("targets", ())):
-            told = dict(zip(self.meta.get("positions", ()), map(target_text, targets), strict=False))
+            texts = (labelled.whole(target_text(target)) for target in targets)
+            told = dict(zip(self.meta.get("positions", ()), texts, strict=False))
             frame.insert(list(frame.columns).index("target_pos_token") + 1, "target", frame.target_pos.map(told))
         if "pos" in self.dims and (found := lengths(self.meta)):
             by_position = dict(zip(self.coords["pos"], found, strict=True))
@@ -312,7 +313,7 @@ class Scores:
         return check_scores(self, model, scope=scope, places=places)
 
     def show(self, view: str | None = None, **options: Any) -> "Shown":
-        """An interactive view ("layers", "heads", "targets", "tokens") with a static one under it; see ``show``."""
+        """A view ("layers", "heads", "targets", "tokens", "explorer") and a static one; see ``show``."""
         from lens_scopes.views.show import show
 
         return show(self, view, **options)

@@ -45,8 +45,8 @@ def views(result: Any) -> tuple[str, ...]:
     return ()
 
 
-def choose(result: Any, view: str | None) -> str | None:
-    """The view asked for, or the first.
+def choose(result: Any, view: str | None, more: Sequence[str] = ()) -> str | None:
+    """The view asked for, or the first; ``more``: views that are had elsewhere, for the text of an error.
 
     Raises:
         TypeError: not a result.
@@ -57,11 +57,11 @@ def choose(result: Any, view: str | None) -> str | None:
     if view is None and (there or not isinstance(result, list | tuple)):
         return there[0] if there else None
     if view not in there:
-        listed = f"it has {', '.join(map(repr, there))}" if there else "it has one view only: leave view out"
+        listed = f"it has {', '.join(map(repr, (*there, *more)))}" if there else "it has one view only: leave view out"
         extra = "; run flow(..., edges=True) for edges" if view == "edges" and isinstance(result, Flow) else ""
         msg = f"a {type(result).__name__} like this has no view {view!r}; {listed}{extra}"
         if isinstance(result, list | tuple):
-            common = ", ".join(map(repr, there)) or "none (the edges of a flow stand alone)"
+            common = ", ".join(map(repr, (*there, *more) if there else ())) or "none (the edges of a flow stand alone)"
             msg = f"side by side there is no view {view!r}; the views that all {len(result)} have: {common}"
         raise ValueError(msg)
     return view

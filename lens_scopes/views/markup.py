@@ -25,7 +25,9 @@ CELL = "padding:1px 3px;border-radius:2px;font-family:ui-monospace,monospace;whi
 LABEL = "padding:0 6px;text-align:right;white-space:nowrap;font-weight:normal;opacity:.75"
 _MARKS = {"\n": "↵", "\r": "␍", "\t": "⇥", "": "∅"}
 # Characters that reorder or hide what stands around them.
-_UNSAFE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+_UNSAFE = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\ufffe\uffff]"
+)
 # Words of a right-to-left script: one after the other they keep their order, whatever stands beside them theirs.
 _RIGHT = "\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff"
 _RIGHT_TO_LEFT = re.compile(f"[{_RIGHT}]+(?: +[{_RIGHT}]+)*")
@@ -62,9 +64,14 @@ def explained(token: Token) -> str:
     return f"“{named(token['text'])}”{known}"
 
 
+def plain(text: str) -> str:
+    """Running text: whole, characters that hide or reorder made visible, line breaks kept; not escaped."""
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+
+
 def escaped(text: str) -> str:
-    """Running text for a page: whole, characters that hide or reorder made visible, line breaks kept."""
-    return html.escape(_UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", text), quote=True)
+    """``plain`` text for a page."""
+    return html.escape(plain(text), quote=True)
 
 
 def prose(text: str) -> str:
@@ -103,7 +110,9 @@ def colour(value: float, largest: float) -> tuple[str, str]:
 
 def beside(*parts: str) -> str:
     """Parts side by side where there is room, one below the other where there is not."""
-    box = '<div style="display:inline-block;vertical-align:top;margin-right:24px;max-width:100%">'
+    box = (
+        '<div style="display:inline-block;vertical-align:top;padding-right:24px;box-sizing:border-box;max-width:100%">'
+    )
     return "".join(f"{box}{part}</div>" for part in parts)
 
 

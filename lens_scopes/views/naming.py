@@ -9,6 +9,8 @@ from lens_scopes.views import markup
 
 # Characters of a prompt that tell it from another.
 _MOST = 40
+# Positions that a name lists.
+_LISTED = 8
 _Facts = Mapping[str, Any]
 
 
@@ -17,9 +19,13 @@ def title_of(meta: _Facts) -> str:
     if "difference" in meta:
         sides = meta["difference"]
         return f"{common(sides)}: {' − '.join(differing(sides, [''] * len(sides)))}"
-    asked = f"{_scope(meta)} on {meta.get('model', 'a model')}"
-    asked = f"{asked} ({part})" if (part := part_text(meta)) else asked
-    return f"{_effects(meta)}: {asked}" if "patching" in meta else asked
+    asked = f"{question_of(meta)} on {_model(meta)}"
+    return f"{asked} ({part})" if (part := part_text(meta)) else asked
+
+
+def question_of(meta: _Facts) -> str:
+    """What was asked; of a difference, what is subtracted from what."""
+    return f"{_effects(meta)}: {_scope(meta)}" if "patching" in meta and "difference" not in meta else _scope(meta)
 
 
 def common(metas: Sequence[_Facts]) -> str:
@@ -100,6 +106,8 @@ def _position(meta: _Facts) -> str:
     at = meta.get("selected", {}).get("target_pos", meta.get("position"))
     if isinstance(at, int):
         return "after the last token" if at == len(meta.get("token_ids", ())) - 1 else f"after position {at}"
+    if isinstance(at, list) and len(at) > _LISTED:
+        return f"after {len(at)} positions, {min(at)} to {max(at)}"
     return f"after positions {at}"
 
 
