@@ -1,4 +1,4 @@
-"""How often a nominal 95 % interval of ``evaluate`` holds the true mean: the table of docs/faithfulness.md.
+"""How often a nominal 95 % interval of ``evaluate`` holds the true mean: the table of docs/faithfulness_tables.md.
 
     python benchmarks/coverage.py
 
@@ -13,7 +13,7 @@ from tables import markdown, write
 
 from lens_scopes.evaluate.intervals import bootstrap_interval
 
-PAGE = Path(__file__).parents[1] / "docs" / "faithfulness.md"
+PAGE = Path(__file__).parents[1] / "docs" / "faithfulness_tables.md"
 SIZES = (10, 12, 15, 20, 30, 60)
 SETS, AT_ONCE = 4000, 200
 #: By name: how to draw, and the true mean.

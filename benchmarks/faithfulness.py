@@ -1,4 +1,4 @@
-"""All methods on all texts: the tables of docs/faithfulness.md.
+"""All methods on all texts: the tables of docs/faithfulness_tables.md.
 
     python benchmarks/faithfulness.py demo --cases 60        # the embedded model's five kinds
     python benchmarks/faithfulness.py lambada                # stories260K on the LAMBADA prompts of the reference file
@@ -24,7 +24,7 @@ from lens_scopes import evaluate
 from lens_scopes.evaluate.intervals import interval_text
 from lens_scopes.evaluate.protocol import ask
 
-PAGE = Path(__file__).parents[1] / "docs" / "faithfulness.md"
+PAGE = Path(__file__).parents[1] / "docs" / "faithfulness_tables.md"
 REFERENCE = Path(os.environ.get("LENS_SCOPES_REFERENCE", Path(__file__).parents[2] / "shared"))
 METHODS = tuple(name for name in evaluate.METHODS if name != "fisher")  # the tables have all of it
 #: What the second table varies, one at a time.

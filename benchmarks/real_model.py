@@ -1,6 +1,6 @@
 """What patches, checks and flows cost on a real model, in units of one bare forward + backward to the embeddings.
 
-    python benchmarks/real_model.py [--rounds 3] [--only patches|checks|flow|svd] [--oracle] [--write docs/cost.md]
+    python benchmarks/real_model.py [--rounds 3] [--only methods|patches|checks|flow|svd] [--oracle] [--write docs/cost.md]
 
 Gemma 3 270M on the Bridge (its directory: --model). Each case stands between two floors on the same prompt, all of it CPU
 time of one thread in one process, and the median of the ratios to the two floors' mean is quoted. "one at a time" is the
@@ -24,6 +24,8 @@ import transformer_lens.patching
 from models import floor
 
 import lens_scopes as ls
+from lens_scopes.evaluate import protocol
+from lens_scopes.evaluate.methods import attribute
 
 DIRECTORY = Path.home() / ".cache" / "lens_scopes" / "gemma3-270m"
 CLEAN = "The capital city of the large country of France is the famous city of"
@@ -150,7 +152,22 @@ def many(model, options, name: str, call: Callable[[list[int]], Any]) -> list[li
     return [[name, "29", median, span, f"residual {residual:.1e}"]]
 
 
+def methods(model, options) -> list[list[str]]:
+    """The table of methods on one short prompt, and what each of its parts costs alone."""
+    tokens = model.to_tokens(SHORT)
+    names = [name for name in ls.evaluate.METHODS if not name.startswith("fisher")]
+    (question,) = protocol.ask(model, [SHORT], None)
+    calls = {f"compare_methods, {len(names)} methods": lambda: ls.evaluate.compare_methods(model, [SHORT], names)}
+    calls |= {f"of it {name}": functools.partial(attribute, question, name) for name in names}
+    rows = []
+    for name, call in calls.items():
+        median, span, _ = ratio(model, tokens, call, options.rounds)
+        rows.append([name, str(tokens.shape[1]), median, span, ""])
+    return rows
+
+
 PARTS = {
+    "methods": methods,
     "patches": measured,
     "checks": checked,
     "flow": lambda model, options: many(

@@ -15,7 +15,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 import lens_scopes as ls
-from lens_scopes.views import choosing
+from lens_scopes.views import dispatch
 from lens_scopes.views.markup import predictions
 
 PICTURE = Path(__file__).with_name("picture.png")
@@ -38,11 +38,11 @@ def page(model: object) -> str:
         f"<!doctype html><meta charset='utf-8'><style>{STYLE}</style><main>"
         "<h2>Which tokens, at which layer, does this prediction depend on?</h2>"
         f"<code>{html.escape(f'ls.score(model, {PROMPT!r}, ls.{SCOPE!r})')}</code>"
-        f"<div class='says'>{predictions(scores.meta)}</div>{choosing.body(scores, 'layers')}"
+        f"<div class='says'>{predictions(scores.meta)}</div>{dispatch.body(scores, 'layers')}"
         "<h2>Through which heads, and along which positions?</h2>"
         f"<code>{html.escape(f'ls.flow(model, {PROMPT!r}, ls.{SCOPE!r})')}</code>"
-        f"<div class='pair'><div>{choosing.body(flow, 'heads')}</div>"
-        f"<div>{choosing.body(flow, 'stream')}</div></div></main>"
+        f"<div class='pair'><div>{dispatch.body(flow, 'heads')}</div>"
+        f"<div>{dispatch.body(flow, 'stream')}</div></div></main>"
     )
 
 

@@ -1,6 +1,5 @@
 """Flow: an exact ledger of how a token's influence travels through heads, MLPs and positions to the prediction."""
 
-import warnings
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -34,6 +33,7 @@ from lens_scopes.results.arguments import Integer, integer, listed
 from lens_scopes.results.flow import Flow
 from lens_scopes.results.labelled import precision
 from lens_scopes.results.provenance import Meta
+from lens_scopes.results.warning import warn
 from lens_scopes.scopes.protocol import Scope, cotangents_at, site_of, text_of
 from lens_scopes.sites import EMBED
 
@@ -221,13 +221,14 @@ def _whole_change(
             f"{points} points of the line miss {gap:.3g} of the difference {difference:.3g} of {text_of(pair.scope)} "
             f"between the prompts; write steps={2 * points}"
         )
-        warnings.warn(msg, UserWarning, stacklevel=3)
+        warn(msg)
     meta = describe(clean, 0, [made], replace(asked, scope=pair.scope), ()) | about
     meta |= {
         "units": "signed",
         "method": found.method,
         "together": wanted is None,
         "corrupted_token_ids": pair.corrupted.tolist(),
+        "corrupted_tokens": list(token_texts(pair.host, pair.corrupted.tolist())),
         "metric": metric,
         "steps": points,
         "gap": gap,

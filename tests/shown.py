@@ -56,6 +56,29 @@ def by_target(tokens, targets=3, seed=0):
     return ls.Scores(values, ("target_pos", "pos"), coords, tuple(tokens), about)
 
 
+def generation(tokens, prompt, sites=2, units="norm", passes=0, seed=0):
+    """Every token after the first ``prompt`` ones explained, at some sites; an estimate where there are passes."""
+    generator = torch.Generator().manual_seed(seed)
+    positions = tuple(range(prompt - 1, len(tokens) - 1))
+    shape = (max(passes, 1), len(positions), sites, len(tokens))
+    causal = torch.arange(len(tokens)) <= torch.tensor(positions)[:, None]
+    probes = torch.rand(shape, generator=generator, dtype=torch.float64) * causal[:, None]
+    probes *= torch.arange(1, 1 + len(positions))[:, None, None] ** 2  # so far apart that rows have scales of their own
+    values = probes.sum(0).to(torch.float64 if units == "squared" else torch.float32)
+    names = ("hook_embed", *(f"blocks.{layer}.hook_resid_post" for layer in range(sites - 1)))
+    coords = {"target_pos": positions, "site": names, "pos": tuple(range(len(tokens)))}
+    targets = [{"id": p + 1, "text": tokens[p + 1], "p": 0.5, "rank": p} for p in positions]
+    about = meta(tokens, units) | {"position": list(positions), "positions": list(positions), "targets": targets}
+    about |= {
+        "predictions": [[target] for target in targets],
+        "spans": {"prompt": [0, prompt], "completion": [prompt, len(tokens)]},
+        "special": [0],
+        "scope": {"kind": units, "fields": {}, "text": f"{units}('</script>')"},
+    }
+    dims = ("target_pos", "site", "pos")
+    return ls.Scores(values, dims, coords, tuple(tokens), about, probes if passes else None)
+
+
 def flow(tokens, layers=2, heads=3, together=False, edges=True, seed=0):
     """Random, but for what the views rely on: rows of the stream sum to the total, edges are causal."""
     generator = torch.Generator().manual_seed(seed)

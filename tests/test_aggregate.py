@@ -157,8 +157,20 @@ def test_named_spans_are_picked_by_name():
     assert torch.equal(joined.sel(pos=1).values, joined.values[:, 0])
     with pytest.raises(KeyError, match=r"no label 'dog' .*'cat', 'rest'"):
         joined.sel(pos="dog")
-    with pytest.raises(KeyError, match="no label ' The'"):
-        made().sel(pos=" The")
+    with pytest.raises(KeyError, match="no label ' horse'"):
+        made().sel(pos=" horse")
+
+
+def test_positions_are_picked_by_the_text_of_their_token():
+    scores = made(("<s>", " a", "a", " cat", " dog", " dog"))
+    for text, at in ((" a", 1), ("a", 2), (" cat", 3), ("cat", 3), ("<s>", 0)):
+        found = scores.sel(pos=text)
+        assert torch.equal(found.values, scores.values[:, at])
+        assert found.meta["selected"] == {"pos": at}
+    with pytest.raises(KeyError, match=r"' dog' stands at 4, 5; write one of these positions, sel\(pos=4\)"):
+        scores.sel(pos=" dog")
+    with pytest.raises(KeyError, match="no axis 'pos'"):
+        scores.sel(pos=1).sel(pos=" cat")
 
 
 @pytest.mark.parametrize(

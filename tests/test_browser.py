@@ -54,14 +54,14 @@ def visit(browser, tmp_path, request):
 
     context.route("**/*", route)
 
-    def go(text):
+    def go(text, address=""):
         path = tmp_path / "page.html"
         path.write_text(text, encoding="utf-8")
         page = context.new_page()
         page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: said.append(f"error: {error}"))
         page.on("dialog", lambda dialog: said.append(f"dialog: {dialog.message}"))
-        page.goto(path.as_uri())
+        page.goto(path.as_uri() + address)
         return page
 
     yield go

@@ -136,6 +136,20 @@ def test_the_page_has_the_view_asked_for(tmp_path, view):
     assert ("0 resid_post" in path.read_text(encoding="utf-8")) == (view == "layers")
 
 
+def test_every_token_of_a_generation_has_its_explorer(tmp_path):
+    path = tmp_path / "page.html"
+    options = ("--scope", "semantic", "--target", "next", "--position", "completion", "--sites", "embed")
+    score("--generate", 4, *options, "--view", "explorer", "--html", path)
+    data = json.loads(re.search(r'id="lens-explorers">(.*?)</script>', path.read_text(encoding="utf-8"))[1])
+    (result,) = data[0]["results"]
+    text = ls.generate(ls.load(tiny.directory("gpt2")), PROMPT, max_new_tokens=4)
+    start, stop = text.spans["completion"]
+    assert [one["text"] for one in result["targets"]] == list(text.tokens[start:stop])
+    assert data[0]["texts"][0]["completion"] == start
+    said = score("--view", "heads", "--html", path, code=2).stderr
+    assert "'explorer'" in said
+
+
 LINES = ["The cat", "A dog and a cat", ""]
 
 

@@ -95,7 +95,17 @@ def test_compare_writes_a_comparison(tmp_path):
     expected = ls.patching.measure(model, clean, corrupted, ls.Semantic(), sites="z")
     assert torch.equal(found.measured.values, expected.values)
     assert "spearman" in result.stdout
-    assert "://" not in (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    assert "://" not in page
+    assert clean in page
+    assert corrupted in page
+    assert "largest measured effects" in page
+
+
+def test_compare_offers_no_scope_that_it_has_no_argument_for():
+    shown = call("compare", "--help").stdout
+    assert "semantic|" in shown
+    assert "continuation" not in shown
 
 
 @pytest.mark.filterwarnings("ignore:.*points of the path miss")

@@ -55,6 +55,12 @@ def test_bins(runs):
     same(found, ls.profile([one.sel(site="embed") for one in runs["many"].scores()], "relative_position", bins=4))
 
 
+def test_no_place_of_short_prompts_is_empty(runs):
+    found = runs["many"].profile("relative_position", site="embed", bins=1000)
+    same(found, ls.profile([one.sel(site="embed") for one in runs["many"].scores()], "relative_position", bins=1000))
+    assert found.prompts.min() >= 1
+
+
 def test_heads_of_scores_and_of_flows(runs):
     same(runs["heads"].profile("head"), ls.profile(list(runs["heads"].scores()), "head"))
     model = ls.demo.load()

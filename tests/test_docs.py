@@ -99,6 +99,13 @@ def test_the_levels_of_the_architecture_hold():
     assert [(part, name) for part, names in parts().items() for name in names if height[name] >= height[part]] == []
 
 
+def test_the_architecture_fits_a_screen():
+    """Fifty lines, of which none of the tables' wraps much."""
+    lines = PAGES["architecture.md"].splitlines()
+    assert len(lines) <= 50
+    assert max(map(len, lines)) <= 140
+
+
 def test_the_architecture_names_files_that_exist():
     written = re.findall(r"`([\w/]+(?:\.py|/))`", PAGES["architecture.md"])
     assert len(written) > 15

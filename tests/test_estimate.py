@@ -5,7 +5,7 @@ import torch
 
 import lens_scopes as ls
 import tiny
-from lens_scopes.calculus import held
+from lens_scopes.calculus import graph_size
 from lens_scopes.host import Host
 
 PAIRS = [pair for pair in tiny.HOSTS if pair[0] in ("gpt2", "llama", "gemma2", "olmo2")]
@@ -16,9 +16,9 @@ PAIRS = [pair for pair in tiny.HOSTS if pair[0] in ("gpt2", "llama", "gemma2", "
 def test_what_three_lengths_say_of_others(pair):
     """A polynomial of second degree through three lengths, against what others keep."""
     host = Host(tiny.host(*pair))
-    law = held.held_by(host)
+    law = graph_size.held_by(host)
     for n in (5, 11, 24):
-        assert law.bytes(n) == pytest.approx(held._saved(host, n)[0], rel=0.05)
+        assert law.bytes(n) == pytest.approx(graph_size._saved(host, n)[0], rel=0.05)
     assert law.linear > 0
 
 
@@ -68,5 +68,5 @@ def test_a_model_is_left_as_it_came_and_measured_once(monkeypatch):
     first = ls.estimate(model, 9, ls.Semantic())
     assert all(p.requires_grad for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), state)
-    monkeypatch.setattr(held, "_measured", None)
+    monkeypatch.setattr(graph_size, "_measured", None)
     assert ls.estimate(model, 9, ls.Semantic()) == first

@@ -382,6 +382,10 @@ def test_top_is_sorted_and_complete(whole):
     assert first.q + first.k + first.v == pytest.approx(first.influence, rel=1e-4, abs=1e-6)
     assert first.share == pytest.approx(first.influence / float(whole.total.sum()))
     assert len(whole.top(3)) == 3
+    for kind in ("head", "mlp"):
+        only = frame[frame.kind == kind].reset_index(drop=True)
+        assert whole.top(1000, kind=kind).equals(only)
+        assert whole.top(2, kind).equals(only.head(2))
 
 
 def test_dataframe_holds_every_number_once(whole):

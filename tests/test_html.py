@@ -237,7 +237,7 @@ def test_rows_by_target_say_what_is_predicted_there():
     result = ls.Scores(values, ("target_pos", "pos"), coords, ("a", "b"), meta)
     shown = "".join(Page(result._repr_html_()).text)
     assert "target 3: predicts ␣<3>" in shown
-    assert "(2 earlier positions are explained too)" in shown
+    assert "(2 later positions are explained too)" in shown
     one = "".join(Page(result.sel(target_pos=1)._repr_html_()).text)
     assert re.findall(r"predicted after position (\d)", one) == ["1"]
 

@@ -15,7 +15,15 @@ PACKAGE = Path(__file__).resolve().parents[1] / "lens_scopes"
 #: From the ground up. A file imports from strictly lower levels only, inside folders too. "scopes" is the folder's
 #: __init__, "" what users import.
 LEVELS = (
-    ("sites", "results/arguments", "host/undo", "host/differentiable", "views/pixels"),
+    (
+        "sites",
+        "results/arguments",
+        "results/warning",
+        "host/undo",
+        "host/differentiable",
+        "views/packing",
+        "views/pixels",
+    ),
     (
         "results/old_schemas",
         "results/labelled",
@@ -59,12 +67,14 @@ LEVELS = (
         "scopes/temperature",
         "views/grids",
     ),
-    ("scopes", "results", "views", "views/maps", "views/profiles"),
+    ("scopes", "results", "views", "views/comparison", "views/maps", "views/profiles"),
     ("views/long",),
     ("views/scores", "views/flow"),
     ("views/side_by_side",),
-    ("views/dispatch", "views/explorer"),
+    ("views/dispatch", "views/explorer_scores", "views/explorer_flow"),
+    ("views/explorer",),
     ("views/show", "views/report", "plot/points"),
+    ("plot/with_matplotlib_text",),
     ("plot", "plot/with_matplotlib", "plot/with_plotly"),
     ("host/capture", "host/fingerprint", "host/loading", "host/prompts"),
     ("host/readout", "host/axes", "host/joining", "host/roles", "host/starting"),

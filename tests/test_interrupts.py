@@ -33,8 +33,8 @@ class Interrupting:
 
     WHERE = ("lens_scopes", "transformer_lens", "torch", "contextlib", "threading")
 
-    def __init__(self, at: int | None = None) -> None:
-        self.at, self.count, self.where = at, 0, ""
+    def __init__(self, at: int | None = None, inside: str | None = None) -> None:
+        self.at, self.inside, self.count, self.where = at, inside, 0, ""
 
     def __enter__(self):
         self.before = sys.gettrace()
@@ -48,7 +48,7 @@ class Interrupting:
         name = frame.f_globals.get("__name__", "")
         if name.split(".")[0] not in self.WHERE:
             return None
-        if event in ("call", "line"):
+        if event in ("call", "line") and self.inside in (None, frame.f_code.co_name):
             self.count += 1
             if self.count == self.at:
                 self.where = f"{name}.{frame.f_code.co_name}:{frame.f_lineno}"
@@ -120,6 +120,21 @@ def interrupted(backend: str, verb: str, times: int) -> None:
 @pytest.mark.parametrize("backend", tiny.BACKENDS)
 def test_a_few_interrupts(backend, verb):
     interrupted(backend, verb, 8)
+
+
+@pytest.mark.parametrize("inside", ["_push_mode", "_pop_mode"])
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_an_interrupt_inside_torch_s_own_stack_of_modes(backend, inside):
+    """Where it hits, forward mode is on the stack or already off it."""
+    model, call = tiny.fresh_host("llama", backend), VERBS["flow"]
+    call(model)
+    before = state_of(model)
+    with Interrupting(inside=inside) as whole:
+        call(model)
+    for at in sorted({1, 2, whole.count - 1, whole.count}):
+        with Interrupting(at, inside), pytest.raises(KeyboardInterrupt):
+            call(model)
+        assert state_of(model) == before, at
 
 
 @pytest.mark.slow

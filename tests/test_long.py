@@ -13,7 +13,6 @@ import torch
 import lens_scopes as ls
 from lens_scopes.commands import tables
 from lens_scopes.views import dispatch, markup, pixels
-from lens_scopes.views.explorer import explorer_data
 from lens_scopes.views.grids import percent
 from lens_scopes.views.maps import ticks
 from shown import HOSTILE, by_head, by_target, flow, meta, scores
@@ -473,9 +472,3 @@ def test_a_terminal_lists_the_largest():
     assert shown == shares.argsort(descending=True)[:20].tolist()
     assert any("they hold at most" in line for line in lines)
     assert len([line for line in printed(heavy(50)) if re.match(r" *\d+ ", line)]) == 50
-
-
-def test_the_explorer_knows_what_goes_past_the_heads():
-    travel = flow(words(60), edges=False)
-    data = explorer_data(travel, "x")
-    torch.testing.assert_close(torch.tensor(data["skip"]), travel.skip, rtol=1e-3, atol=0)

@@ -329,6 +329,7 @@ MISTAKES = {
         lambda: flow().sel(source=1),
         ("all sources go together", "sources='each'", "run flow("),
     ),
+    "no such kind of carrier": (lambda: flow().top(kind="heads"), ("top", "'heads' (str)", "write kind='head'")),
     "no such row of a flow": (lambda: flow().paths(source=99), ("no label 99", "axis 'source'", "write one of 0, 1")),
     "paths of nothing": (lambda: flow().paths(0), ("got 0", "is an integer", "write 1 or more")),
     "paths of a loaded flow": (

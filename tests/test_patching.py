@@ -14,6 +14,7 @@ import oracles
 import tiny
 from double import Double
 from lens_scopes import patching
+from lens_scopes.views import comparison, markup
 from report import assert_close
 
 # Of random models gradient and path often disagree.
@@ -369,7 +370,7 @@ def test_comparison_numbers():
     assert needed["backwards"] == 5
     assert 2 < needed["random"] < 5
     assert found.patches_to(0.75) == needed  # seeded
-    assert found.summary()["places"] == 5
+    assert found.summary()["places"] == found.summary()["places_not_zero"] == 5
     assert found.at("blocks.1.hook_resid_post").summary()["places"] == 2
     frame = found.to_dataframe()
     assert list(frame.columns) == ["site", "pos", "pos_token", "predicted", "measured", "backwards"]
@@ -377,6 +378,32 @@ def test_comparison_numbers():
         found.overlap(6)
     with pytest.raises(ValueError, match="share"):
         found.patches_to(0)
+
+
+def test_places_where_the_runs_agree_are_no_patches_to_try():
+    """They inflate what a random order needs: nobody would patch there."""
+    effects = [[3.0, -2.0, 1.0]]
+    alone = patching.compare(scores(effects), scores(effects))
+    among = patching.compare(*(scores([*effects, *[[0.0, 0.0, 0.0]] * 9]) for _ in range(2)))
+    assert (among.summary()["places"], among.summary()["places_not_zero"]) == (30, 3)
+    assert alone.patches_to()["random"] <= among.patches_to()["random"] <= 3
+    assert among.patches_to()["scope"] == alone.patches_to()["scope"]
+
+
+def test_comparison_as_a_page_says_what_it_is_about():
+    model = tiny.host("gpt2", tiny.BACKENDS[0])
+    both = [f(model, CLEAN, CORRUPTED, ls.Semantic(3, 5)) for f in (patching.predict, patching.measure)]
+    found = patching.compare(*both)
+    page = found._repr_html_()
+    meta = found.measured.meta
+    assert meta["clean_tokens"] == list(ls.score(model, CLEAN, ls.Semantic(), sites="embed").tokens)
+    ends = ", ".join(f"{name} {markup.number(meta['metric'][name])}" for name in ("corrupted", "clean"))
+    for text in ("".join(meta["clean_tokens"]), "".join(found.measured.tokens), ends):
+        assert markup.prose(text) in page
+    assert "10 largest measured effects" in page
+    assert page.count("patches that find 90 %") == 1
+    said = [name for name in found.summary() if name not in comparison._SAID]
+    assert said == ["patches_gradient", "patches_path", "patches_spread"]  # orders, by names that users give
 
 
 def test_comparison_saves_shows_and_plots(tmp_path):

@@ -1,5 +1,6 @@
 """plot: pictures of every view with matplotlib and plotly, with the numbers of the tensors."""
 
+import dataclasses
 import importlib.util
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 
 import lens_scopes as ls
 from lens_scopes.plot import plot, scatter, series
-from shown import HOSTILE, flow, scores
+from lens_scopes.views import dispatch
+from shown import HOSTILE, by_head, by_target, flow, scores
 
 WORDS = ("<s>", " the", " cat", " sat", "$x_1$")
 CASES = [
@@ -155,6 +157,90 @@ def test_a_long_prompt_keeps_to_the_width_of_a_page():
     figure = plot(scores(["w"] * 400))
     assert figure.get_figwidth() <= 12
     assert len(figure.axes[0].get_xticks()) <= 60
+
+
+LONG = [f" word{i}" for i in range(300)]
+PREDICTED = "a sentence that says at length whose score this is, of what and why"
+
+
+def named(result, text=PREDICTED):
+    """The same, of a scope with a name that no line has room for."""
+    scope = {"kind": "function", "fields": {"name": text}, "text": text}
+    return dataclasses.replace(result, meta=result.meta | {"scope": scope})
+
+
+def every_picture(tokens):
+    """Every view that every kind of result has."""
+    estimate = dataclasses.replace(scores(tokens), probes=torch.stack([scores(tokens, seed=n).values for n in (1, 2)]))
+    of_one = dataclasses.replace(
+        flow(tokens, together=True), sources=(1,), meta=flow(tokens).meta | {"together": False}
+    )
+    results = [estimate, scores(tokens, "signed"), by_head(tokens), by_target(tokens), flow(tokens), of_one]
+    for result in map(named, results):
+        yield from ((result, view) for view in dispatch.views(result) if view != "edges")
+    side_by_side = [named(scores(tokens)), named(scores(tokens, seed=1), "x" * 150)]
+    yield from ((side_by_side, view) for view in ("layers", "tokens"))
+    one_site = [named(scores(tokens, seed=n)).sel(site="embed") for n in range(3)]
+    for by in ("relative_position", "token"):
+        yield ls.profile(one_site, by), None
+    yield ls.profile([named(scores(tokens, seed=n)) for n in range(3)], "site"), None
+
+
+def outside(figure):
+    """Titles, labels and notes that do not lie inside the figure when it is drawn, but for a point (1/72 inch)."""
+    figure.draw_without_rendering()
+    texts = [*figure.texts, getattr(figure, "_suptitle", None), getattr(figure, "_supxlabel", None)]
+    for axes in figure.axes:
+        texts += [*axes.texts, axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label]
+        texts += [*axes.get_xticklabels(), *axes.get_yticklabels()] if axes.images else []
+    there = [text for text in texts if text is not None and text.get_text() and text.get_visible()]
+    assert len(there) > 2
+    for text in there:
+        inner, whole = text.get_window_extent(), figure.bbox.padded(figure.dpi / 72)
+        if not (whole.contains(*inner.min) and whole.contains(*inner.max)):
+            yield text.get_text()
+
+
+@pytest.mark.parametrize("dpi", [72, 300])
+@pytest.mark.parametrize("tokens", [("<s>", " a", " b"), WORDS, LONG], ids=["three", "five", "long"])
+def test_nothing_is_cut_off_at_the_edge_of_a_figure(tokens, dpi):
+    for result, view in every_picture(tokens):
+        figure = plot(result, view)
+        figure.set_dpi(dpi)
+        assert list(outside(figure)) == [], (type(result), view)
+    figure = scatter([1, 2], [1, 3], title=PREDICTED, groups=["embed", "0 mid"])
+    assert list(outside(figure)) == []
+
+
+@pytest.mark.parametrize("layout", [None, "constrained", "tight"])
+@pytest.mark.parametrize("size", [(6, 4), (5, 3.5)])
+def test_nor_in_axes_of_the_user_s_own(size, layout):
+    import matplotlib.pyplot as plt
+
+    for result, view in every_picture(WORDS):
+        try:
+            own, axes = plt.subplots(figsize=size, layout=layout)
+            plot(result, view, ax=axes)
+        except ValueError:  # a table for each head or result
+            continue
+        finally:
+            plt.close(own)
+        assert list(outside(own)) == [], (type(result), view)
+    own, axes = plt.subplots(figsize=size, layout=layout)
+    scatter([1, 2], [1, 3], title=PREDICTED, groups=["embed", "0 mid"], ax=axes)
+    plt.close(own)
+    assert list(outside(own)) == []
+
+
+def test_axes_that_have_room_stay_where_they_are():
+    import matplotlib.pyplot as plt
+
+    own, axes = plt.subplots(figsize=(9, 6))
+    before = axes.get_position().get_points().tolist()
+    scatter([1, 2], [1, 3], title="short", ax=axes)
+    plt.close(own)
+    assert axes.get_position().get_points().tolist() == before
+    assert axes.get_in_layout()
 
 
 @pytest.mark.wrong_types

@@ -51,7 +51,7 @@ def test_by_site(units):
     expect(ls.profile(prompts(units), "site"), numbers)
 
 
-@pytest.mark.parametrize("bins", [10, 3])
+@pytest.mark.parametrize("bins", [9, 3])
 def test_by_relative_position(bins):
     numbers = defaultdict(list)
     for one in at_input():
@@ -66,8 +66,15 @@ def test_by_relative_position(bins):
     found = ls.profile(at_input(), "relative_position", bins=bins)
     assert len(found.labels) == bins
     expect(found, numbers)
-    empty = [label for label in found.labels if label not in numbers]
-    assert all(math.isnan(found.to_dataframe().set_index("relative_position").loc[label, "mean"]) for label in empty)
+
+
+@pytest.mark.parametrize("bins", range(1, 30))
+def test_no_place_of_short_prompts_is_empty(bins):
+    longest = max(len(one.tokens) for one in at_input())
+    found = ls.profile(at_input(), "relative_position", bins=bins)
+    assert len(found.labels) == min(bins, longest)
+    assert found.prompts.min() >= 1
+    assert found.labels[-1].endswith("–1")
 
 
 def test_places_end_at_the_position_explained():

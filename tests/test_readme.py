@@ -121,8 +121,8 @@ def versions_of_transformer_lens():
     assert {"tl-2.18", "tl-3.9", "tl-4.3"} <= names
 
 
-def eight_notebooks():
-    assert len(list((ROOT / "tutorials").glob("*.ipynb"))) == 8
+def nine_notebooks():
+    assert len(list((ROOT / "tutorials").glob("*.ipynb"))) == 9
 
 
 def sixteen_passes_without_bias():
@@ -148,13 +148,33 @@ def truncated_and_low():
     assert ls.score(model, prompt, ls.Fisher(rank=2), sites="embed").meta["coverage"] < low.meta["coverage"]
 
 
+def one_site_by_both_names():
+    """In tables by its hook name, in pictures by its short one."""
+    model, prompt, ls = question()
+    scores = ls.score(model, prompt, ls.Semantic("sees"))
+    name, short = "blocks.1.hook_resid_post", "1 resid_post"
+    assert torch.equal(scores.sel(site=short).values, scores.sel(site=name).values)
+    assert name in scores.to_dataframe().site.tolist()
+    assert short in scores._repr_html_()
+    assert name not in scores._repr_html_()
+
+
+def exact_in_d_model_passes():
+    model, prompt, ls = question()
+    (note,) = ls.score(model, prompt, ls.Fisher(None), sites="embed").meta["notes"]
+    assert (note["method"], note["coverage"]) == ("exact", pytest.approx(1))
+    assert 16 < note["passes"] <= model.cfg.d_model
+
+
 SHOWN = {
     "from one forward pass, on `HookedTransformer` and `TransformerBridge` alike": one_forward_pass,
     "Python 3.10 to 3.13": versions_of_python,
     "TransformerLens 2.16 to 4.x; the tests run on 2.18, 3.9 and 4.3": versions_of_transformer_lens,
-    "eight notebooks": eight_notebooks,
+    "nine notebooks": nine_notebooks,
     "`Fisher(passes=16)` costs 16 backward passes and is unbiased, with a standard error": sixteen_passes_without_bias,
     "`Fisher(rank=8)` is the paper's truncation, biased low": truncated_and_low,
+    "`Fisher(None)` is exact and costs as many passes as F has directions, up to d_model": exact_in_d_model_passes,
+    "call that one `1 resid_post`, which `sel(site=...)` takes too": one_site_by_both_names,
 }
 
 

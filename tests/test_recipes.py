@@ -165,3 +165,11 @@ def test_answers_are_ranked(run):
     values = [value for _, value in run("Many answers")["ranked"]]
     assert values == sorted(values, reverse=True)
     assert len(set(values)) == 4
+
+
+def test_whole_heads(run):
+    names = run("Whole heads")
+    compared, model = names["compared"], names["model"]
+    assert compared.measured.dims == ("site", "head")
+    assert compared.summary()["places"] == model.cfg.n_layers * model.cfg.n_heads
+    assert compared.spearman > 0.5

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import lens_scopes as ls
-from lens_scopes.views.explorer import explorer_data
 from lens_scopes.views.report import facts as facts_of
 from shown import HOSTILE, by_target, flow, scores
 
@@ -95,25 +94,6 @@ def test_hostile_tokens_open_no_tag(tmp_path):
     assert "<s>" not in static
 
 
-def test_the_explorer_has_the_tensors_numbers():
-    travel = flow(WORDS)
-    data = explorer_data(travel, "x")
-    torch.testing.assert_close(torch.tensor(data["total"]), travel.total, rtol=1e-3, atol=0)
-    torch.testing.assert_close(torch.tensor(data["stream"]), travel.stream, rtol=1e-3, atol=0)
-    branches = torch.cat([travel.heads, travel.mlps[..., None]], -1)
-    torch.testing.assert_close(torch.tensor(data["heads"]), branches, rtol=1e-3, atol=0)
-    assert explorer_data(flow(WORDS, together=True), "x") is None
-
-
-def test_a_long_prompt_keeps_its_strongest_sources(tmp_path):
-    travel = flow(["w"] * 300, layers=4, heads=4, edges=False)
-    data = explorer_data(travel, "x")
-    assert len(data["sources"]) == 150_000 // (4 * 5 + 5 * 300)
-    left = set(range(300)) - set(data["sources"])
-    assert float(travel.total[data["sources"]].min()) >= float(travel.total[list(left)].max())
-    assert f"{len(left)} tokens (grey) have no row here" in read(ls.report(travel, tmp_path / "r.html"))
-
-
 def test_a_large_report_stays_under_3_mb(tmp_path):
     words = [f" word{i}" for i in range(64)]
     path = ls.report([scores(words, sites=13), flow(words, layers=12, heads=12)], tmp_path / "r.html")
@@ -128,3 +108,23 @@ def test_results_about_two_prompts_have_headings_of_their_own(tmp_path):
     assert heads == links
     assert len(set(heads)) == 2
     assert [head[:3] for head in heads] == ["1. ", "2. "]
+
+
+def test_both_of_two_prompts_are_quoted(tmp_path):
+    """Side by side, and where one result is about two: also where one of them was quoted before."""
+    other = scores(["other", *WORDS[1:]])
+    text = read(ls.report([scores(WORDS), [scores(WORDS), other]], tmp_path / "r.html"))
+    quoted = re.findall(r'<p class="prompt">(.*?)</p>', text)
+    assert quoted == ["&lt;s&gt; the cat sat.", "&lt;s&gt; the cat sat.", "other the cat sat."]
+    change = replace(flow(WORDS), meta=flow(WORDS).meta | {"corrupted_tokens": ["<s>", " a dog"]})
+    text = read(ls.report(change, tmp_path / "r.html"))
+    quoted = re.findall(r'<p class="prompt">(.*?)</p>', text)
+    assert quoted == ["clean: &lt;s&gt; the cat sat.", "corrupted: &lt;s&gt; a dog"]
+
+
+def test_a_profile_has_its_heading_once(tmp_path):
+    profile = ls.profile([scores(WORDS, seed=n).sel(site="embed") for n in range(3)], "token")
+    text = read(ls.report([scores(WORDS), profile], tmp_path / "r.html"))
+    body = text[text.index("</nav>") :]
+    assert body.count("mean over 3 prompts by token") == 1
+    assert profile._repr_html_().count("mean over 3 prompts by token") == 1

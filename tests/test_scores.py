@@ -487,3 +487,9 @@ def test_half_of_a_surrogate_pair_is_a_token_like_any_other(tmp_path):
         text.encode()
     scores.plot("tokens")
     assert scores.to_dataframe().pos_token.tolist()[1] == "\\ud83d"
+    about = scores.meta | {"positions": [5], "targets": [{"id": 1, "text": "\ud83d"}]}
+    several = ls.Scores(
+        scores.values[None], ("target_pos", *scores.dims), {"target_pos": (5,), **scores.coords}, scores.tokens, about
+    )
+    assert set(several.to_dataframe().target) == {"\\ud83d"}
+    assert scores.aggregate("sentence").meta["joined"] == scores.aggregate("line").meta["joined"]

@@ -46,8 +46,8 @@ def text(cell: dict) -> str:
     return "".join(cell["source"])
 
 
-def test_there_are_eight():
-    assert [path.name[:2] for path in NOTEBOOKS] == [f"{n}_" for n in range(1, 9)]
+def test_there_are_nine():
+    assert [path.name[:2] for path in NOTEBOOKS] == [f"{n}_" for n in range(1, 10)]
 
 
 @every_notebook

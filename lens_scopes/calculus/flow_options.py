@@ -10,6 +10,7 @@ from torch import Tensor
 from lens_scopes.host import Host
 from lens_scopes.host.prompts import positions_of
 from lens_scopes.results.arguments import Integer, integer, is_integer, listed, shown
+from lens_scopes.results.text import places_of
 
 Sources = Literal["each"] | str | Integer | Sequence[Integer | str] | Tensor | np.ndarray | None
 Edges = bool | Iterable[Sequence[Integer]] | Tensor | np.ndarray
@@ -37,10 +38,7 @@ def sources_of(sources: Sources, tokens: Sequence[str]) -> list[int] | None:
 
 
 def _position_of(text: str, tokens: Sequence[str]) -> int:
-    """Where the token stands that has this text, blanks at its ends aside unless they tell two apart."""
-    there = [i for i, token in enumerate(tokens) if token == text] or [
-        i for i, token in enumerate(tokens) if token.strip() == text.strip()
-    ]
+    there = places_of(text, tokens)
     if len(there) == 1:
         return there[0]
     if there:

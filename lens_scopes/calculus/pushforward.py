@@ -130,7 +130,7 @@ def _forward_mode(push: _Push) -> Pushed | None:
 
         return see
 
-    with torch.inference_mode(mode=False), torch.enable_grad(), _dual_level(), _StillWeights(len(push.tokens)):
+    with torch.inference_mode(mode=False), torch.enable_grad(), _dual_level(), _still_weights(len(push.tokens)):
         all_hooks = [(push.source, start), *push.hooks, *((name, seeing(name)) for name in push.sites)]
         last = run_to_last_residual(host, push.tokens, hooks=all_hooks, until=push.until).last
         if push.until is not None:
@@ -154,6 +154,20 @@ def _dual_level() -> Iterator[None]:
 
     with undone(leave):
         forward_ad.enter_dual_level()
+        yield
+
+
+@contextmanager
+def _still_weights(lanes: int) -> Iterator[None]:
+    """On torch's stack of modes, and off it for certain: an interrupt in torch's own lines leaves it either way."""
+    mode = _StillWeights(lanes)
+
+    def leave() -> None:
+        while any(one is mode for one in torch.overrides._get_current_function_mode_stack()):
+            torch.overrides._pop_mode()
+
+    with undone(leave):
+        torch.overrides._push_mode(mode)
         yield
 
 

@@ -4,10 +4,10 @@ A host may leave aside what a hook returns and go on with a tensor of its own. T
 zero but unknown, and is refused.
 """
 
-import warnings
 from collections.abc import Collection
 
 from lens_scopes.host import Host
+from lens_scopes.results.warning import warn
 from lens_scopes.sites import HEADS, STREAM, depth, layer_of
 
 
@@ -42,7 +42,7 @@ def refuse_lost(host: Host, unreached: Collection[str], end: str, held: Collecti
         f"nothing of {first} reaches {end}: its scores are 0. A hook in force cuts it off (detach, or a value of its "
         f"own): {', '.join(after)}; without them: model.reset_hooks()"
     )
-    warnings.warn(msg, UserWarning, stacklevel=2)
+    warn(msg)
 
 
 def _leads_to(host: Host, name: str, end: str) -> bool:

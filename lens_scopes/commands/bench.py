@@ -13,7 +13,6 @@ from lens_scopes.commands.terminal import (
     Backend,
     Model,
     Passes,
-    Scope,
     Target,
     Versus,
     WhichBackend,
@@ -26,10 +25,17 @@ from lens_scopes.commands.terminal import (
     scope_of,
 )
 from lens_scopes.results import arguments, files
+from lens_scopes.scopes.protocol import writable
 from lens_scopes.views import markup
 
 BENCH_EXAMPLE = "Example: lens-scopes bench --prompts prompts.jsonl --methods semantic,fisher,random --out bench"
 COMPARE_EXAMPLE = "Example: lens-scopes compare 'blick : tove ; blick :' 'blick : wug ; blick :' --sites resid_post"
+
+
+_COMPARED = "|".join(name for name in writable() if name != "continuation")  # which has no place for its answer here
+Compared = Annotated[
+    str, typer.Option(metavar=f"[{_COMPARED}]", help="What patches change: this is predicted and measured.")
+]
 
 
 class Replace(str, Enum):
@@ -104,7 +110,7 @@ def compare(
     corrupted: Annotated[str, typer.Argument(help="The prompt that they are patched into, of the same length.")],
     model: Model = None,
     backend: WhichBackend = Backend.auto,
-    scope: Scope = "semantic",
+    scope: Compared = "semantic",
     target: Target = None,
     versus: Versus = None,
     passes: Passes = None,

@@ -44,6 +44,7 @@ from lens_scopes.commands.terminal import (
 from lens_scopes.results import files
 from lens_scopes.results.provenance import plain, prompt_text, scope_text, versions
 from lens_scopes.views import dispatch, markup
+from lens_scopes.views.explorer import EXPLORER
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -111,7 +112,9 @@ def score(
             metavar="NAME=TEXT", help="Join the tokens of a text, under a name; several times; NAME=... others."
         ),
     ] = None,
-    view: Annotated[str | None, typer.Option(help="The view of --html: layers, heads, targets or tokens.")] = None,
+    view: Annotated[
+        str | None, typer.Option(help="The view of --html: layers, heads, targets, tokens, or explorer.")
+    ] = None,
     html_path: Annotated[Path | None, typer.Option("--html", help="Write a page that needs nothing else.")] = None,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write JSON (with --prompts a line each); - for stdout.")
@@ -148,8 +151,11 @@ def score(
         found = found if by is None else [scores.aggregate(by) for scores in found]
         if save_path is not None:
             found[0].save(save_path)
-        if html_path is not None:
-            drawn = [dispatch.static(one, None if view is None else dispatch.choose(one, view)) for one in found]
+        if html_path is not None and view == EXPLORER:
+            ls.show(found if len(found) > 1 else found[0], view).save(html_path)
+        elif html_path is not None:
+            named = [None if view is None else dispatch.choose(one, view, (EXPLORER,)) for one in found]
+            drawn = [dispatch.static(one, chosen) for one, chosen in zip(found, named, strict=True)]
             called = texts[0] if prompt is not None else f"{len(prompts)} prompts"
             files.write(html_path, markup.page(f"{scope_text(found[0].meta)}: {called}", *drawn))
         if json_path is not None:

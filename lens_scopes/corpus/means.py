@@ -10,7 +10,7 @@ from lens_scopes.corpus.plan import Plan
 from lens_scopes.corpus.rows import Row
 from lens_scopes.results.arguments import Integer, integer
 from lens_scopes.results.profiles import Profile
-from lens_scopes.results.prompt_means import place_label, site_labels
+from lens_scopes.results.prompt_means import fewest, place_label, site_labels
 from lens_scopes.results.provenance import Meta, unit_text
 from lens_scopes.sites import has_heads, named
 
@@ -34,6 +34,8 @@ def profile(
     bins = integer(bins, "bins", 1)
     kind = "flow" if by == "head" and plan.question["flow"] else by
     sites = [_site(plan, kind, site)] if kind in queries.OF_ONE_SITE else plan.question["sites"]
+    if kind == "relative_position":
+        bins = fewest(bins, *tables.execute("select coalesce(max(target_pos), 0) from tokens").fetchall())
     query = queries.each(kind, _units(tables, kind), sites[0], bins)
     if by == "token":
         query = queries.commonest(query, _TOP if top is None else integer(top, "top", 1))

@@ -1,8 +1,8 @@
 """Cause: what a scope predicts that activation patching will do, what it does, and the two side by side.
 
 >>> import lens_scopes as ls
->>> predicted = ls.patching.predict(model, clean, corrupted, ls.Semantic("Mary", "John"))   # doctest: +SKIP
->>> measured = ls.patching.measure(model, clean, corrupted, ls.Semantic("Mary", "John"))    # doctest: +SKIP
+>>> predicted = ls.patching.predict(model, clean, corrupted, ls.Semantic(" Mary", " John"))   # doctest: +SKIP
+>>> measured = ls.patching.measure(model, clean, corrupted, ls.Semantic(" Mary", " John"))    # doctest: +SKIP
 >>> ls.patching.compare(predicted, measured).spearman                                       # doctest: +SKIP
 """
 

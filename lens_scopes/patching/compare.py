@@ -18,7 +18,8 @@ from lens_scopes.results.prediction import Prediction
 from lens_scopes.results.provenance import scope_text, tokens_of
 from lens_scopes.results.scores import Scores
 from lens_scopes.sites import named
-from lens_scopes.views import cells, markup
+from lens_scopes.views import markup
+from lens_scopes.views.comparison import comparison_html
 from lens_scopes.views.scores import label_text
 
 if TYPE_CHECKING:
@@ -108,8 +109,8 @@ class Comparison:
         """How many patches find this share of the total effect, Σ |measured|, in each order.
 
         Returns:
-            By order: "scope" (the prediction), the ``orders`` given, "random" (the mean of 200 seeded orders) and
-            "best" (as if the effects were known: nothing can need fewer).
+            By order: "scope" (the prediction), the ``orders`` given, "random" (the mean of 200 seeded orders of the
+            places that are not zero) and "best" (as if the effects were known: nothing can need fewer).
 
         Raises:
             ValueError: share outside (0, 1].
@@ -120,7 +121,8 @@ class Comparison:
         orders = {"scope": self._pair[0], **{name: order[self.where].double() for name, order in self.orders.items()}}
         needed = {name: float(_needed(effect, order.abs(), share)) for name, order in orders.items()}
         generator = torch.Generator().manual_seed(self.seed)
-        draws = torch.rand(_DRAWS, len(effect), generator=generator, dtype=torch.float64, device="cpu")
+        # Nobody would patch where the two runs agree: there the prediction is 0 too.
+        draws = torch.rand(_DRAWS, len(effect), generator=generator, dtype=torch.float64, device="cpu") * self._not_zero
         by_chance = _needed(effect.expand_as(draws), draws, share).double().mean()
         return {**needed, "random": float(by_chance), "best": float(_needed(effect, effect, share))}
 
@@ -146,6 +148,7 @@ class Comparison:
         count = len(self._pair[0])
         return {
             "places": float(count),
+            "places_not_zero": float(self._not_zero.sum()),
             "pearson": self.pearson,
             "spearman": self.spearman,
             "sign_agreement": self.sign_agreement,
@@ -227,13 +230,10 @@ class Comparison:
         return f"Comparison({places} places; pearson={self.pearson:.3f}, spearman={self.spearman:.3f})"
 
     def _repr_html_(self) -> str:
-        """The numbers as a table, beside a scatter of them: escaped, no script."""
-        rows = [(name, markup.number(value)) for name, value in self.summary().items()]
-        names = [name for name, _ in self._places]
-        predicted, measured = (x.tolist() for x in self._pair)
-        drawn = cells.scatter(predicted, measured, names) if names else ""
-        beside = markup.beside(drawn, markup.numbers(("", "value"), rows))
-        return markup.figure(f"{self._title}: predicted and measured effects of patches", beside)
+        """Prompts, the numbers as a table, a scatter, the largest effects: escaped, no script."""
+        m, names = self.measured, [name for name, _ in self._places]
+        both = (x.tolist() for x in self._pair)
+        return comparison_html(self._title, m.meta, m.tokens, self.summary(), names, *both)
 
     @property
     def _title(self) -> str:
@@ -258,6 +258,12 @@ class Comparison:
             site = labels.get("site", m.meta.get("selected", {}).get("site"))
             found.append((words, "all sites" if site is None else label_text("site", site)))
         return found
+
+    @cached_property
+    def _not_zero(self) -> Bool[Tensor, " place"]:
+        """The places measured with an effect, predicted or found: where the runs agree, both are exactly 0."""
+        predicted, measured = self._pair
+        return (predicted != 0) | (measured != 0)
 
     @cached_property
     def _pair(self) -> tuple[Float[Tensor, " place"], Float[Tensor, " place"]]:
@@ -308,9 +314,8 @@ def compare(
         raise ValueError(msg)
     own = {name: getattr(predicted, name, None) for name in ("gradient", "path", "spread")}
     tensors = {name: order for name, order in own.items() if order is not None and order is not predicted.values}
-    if orders is not None and not isinstance(orders, Mapping):
-        msg = f"orders is a dict of proposals by name, got {shown(orders)}; write orders={{'mine': ...}}"
-        raise TypeError(msg)
+    if not isinstance(orders, Mapping | None):
+        raise TypeError(f"orders is a dict of proposals by name, got {shown(orders)}; write orders={{'mine': ...}}")  # noqa: EM102
     for name, order in (orders or {}).items():
         if isinstance(order, Scores):
             refuse_other_places(f"the order {name!r} and measured", order, measured)
@@ -319,8 +324,7 @@ def compare(
             msg = f"the order {name!r} has shape {tuple(values.shape)}, the effects {tuple(measured.values.shape)}"
             raise ValueError(msg)
         if not values[there].isfinite().all():
-            msg = f"the order {name!r} holds NaN or infinity where something was measured; write finite numbers there"
-            raise ValueError(msg)
+            raise ValueError(f"the order {name!r} holds NaN or infinity where it was measured; write finite numbers")  # noqa: EM102
         tensors[name] = values.detach().cpu()
     return Comparison(predicted, measured, tensors, seeded(seed))
 

@@ -111,6 +111,7 @@ def measure(
         "along": "tensor",
         "patching": "measured",
         "clean_token_ids": pair.clean.tolist(),
+        "clean_tokens": list(token_texts(host, pair.clean.tolist())),
         "metric": {"corrupted": before, "clean": clean_value},
         "measured": len(patched),
     }

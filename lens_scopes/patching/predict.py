@@ -1,6 +1,5 @@
 """The effect of activation patching at every place at once, predicted from gradients between the two runs."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
@@ -20,6 +19,7 @@ from lens_scopes.patching.contract import contract, wide
 from lens_scopes.patching.path import Path, fixed
 from lens_scopes.results.arguments import Integer, integer, listed, number, shown
 from lens_scopes.results.prediction import Prediction, difference_of, two_scale
+from lens_scopes.results.warning import warn
 from lens_scopes.scopes.protocol import Scope, cotangents_at, text_of
 from lens_scopes.sites import EMBED, Sites
 
@@ -104,6 +104,7 @@ def predict(
         "patching": "predicted",
         "method": used,
         "clean_token_ids": pair.clean.tolist(),
+        "clean_tokens": list(token_texts(pair.host, pair.clean.tolist())),
         "metric": ends or None,
     }
     meta |= {} if steps is None else {"steps": steps}
@@ -203,4 +204,4 @@ def _warn(found: Prediction) -> None:
                 f"at the largest place, {where}: measure it"
             )
     if said:
-        warnings.warn("; ".join(said), UserWarning, stacklevel=4)
+        warn("; ".join(said))

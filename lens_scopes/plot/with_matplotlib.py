@@ -11,8 +11,10 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.colors import BoundaryNorm, Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from lens_scopes.plot.points import BAND, GROUPS, Points, said_of, shown_of
+from lens_scopes.plot.with_matplotlib_text import broken, high, inside, room_of, wide
 from lens_scopes.results.profiles import Profile
 from lens_scopes.views import cells, markup
 from lens_scopes.views.circuits import NEGATIVE, POSITIVE
@@ -25,6 +27,10 @@ _NARROW = 20  # columns of a map that has room for its numbers
 _MANY = 100  # steps of a series, from where on they are drawn smaller
 # Width of a character and height of a line in inches, at the size used for tokens.
 _CHARACTER, _HIGH = 0.078, 0.24
+# Inches that are no room for titles: of a figure's width, and of its axes', where labels and numbers stand.
+_EDGE, _LABELS = 0.35, 1.0
+_STEPS = 6  # numbers at a scale: as many in a layout's first try as in its last
+_BESIDE = 0.5  # inches that axes of the user's have for the names of rows
 
 
 class Picture(Figure):
@@ -55,26 +61,46 @@ def grids(tables: Sequence[Grid], title: str, own: Sequence[Axes] = ()) -> Any:
         _ticks(axes, table)
         if columns <= _NARROW:
             _numbers(axes, table)
-        axes.set_title(_plain(table.title or (title if own else "")), fontsize=9, loc="left", parse_math=False)
+        if own:
+            room = room_of(axes)[0] - max(0.0, _labels([table]) - _BESIDE)
+            heading = broken(_plain(table.title or title), room, 9)
+            axes.set_title(heading, fontsize=9, loc="left", parse_math=False)
     if own:
-        drawn[-1].set_xlabel(_note(tables), fontsize=8)
+        drawn[-1].set_xlabel(broken(_note(tables), room_of(drawn[-1])[0], 8), fontsize=8)
     figure: Any = drawn[0].figure
+    tall = sum(room_of(axes)[1] for axes in drawn) if own else 0.6 + _HIGH * sum(len(table.rows) for table in tables)
     bar: Colorbar = figure.colorbar(
-        ScalarMappable(_norm(first), colours(first.signed)), ax=list(drawn), fraction=0.03, pad=0.01
+        ScalarMappable(_norm(first), colours(first.signed)),
+        ax=list(drawn) if len(drawn) > 1 else drawn[0],  # one alone keeps to any layout
+        fraction=0.03,
+        pad=0.01,
+        ticks=MaxNLocator(_STEPS),
     )
-    bar.set_label(first.on_scale()[2], fontsize=8)
+    bar.set_label(broken(first.on_scale()[2], tall, 8), fontsize=8)
     bar.ax.tick_params(labelsize=8)
+    inside(own, bar.ax)
     return figure
 
 
 def _rows_of_axes(tables: Sequence[Grid], columns: int, title: str) -> list[Axes]:
     """A figure of the tables' size, with a row for each."""
-    heights = [1.1 + 0.24 * len(table.rows) for table in tables]
     width = min(_WIDEST, max(5.0, 2.2 + (0.36 if columns <= _NARROW else 0.26) * columns))
-    figure = Picture(figsize=(width, sum(heights) + 0.9), layout="constrained")
-    figure.suptitle(_plain(title), fontsize=10, wrap=True, parse_math=False)
-    figure.supxlabel(_note(tables), fontsize=8)
-    return list(figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0])
+    headings = [broken(_plain(table.title), width - _labels(tables) - _EDGE, 9) for table in tables]
+    above, below = broken(_plain(title), width - _EDGE, 10), broken(_note(tables), width - _EDGE, 8)
+    heights = [0.95 + high(one, 9) + _HIGH * len(table.rows) for one, table in zip(headings, tables, strict=True)]
+    size = (width, sum(heights) + high(above, 10) + high(below, 8) + 0.6)
+    figure = Picture(figsize=size, layout="constrained")
+    figure.suptitle(above, fontsize=10, parse_math=False)
+    figure.supxlabel(below, fontsize=8)
+    made = list(figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0])
+    for axes, heading in zip(made, headings, strict=True):
+        axes.set_title(heading, fontsize=9, loc="left", parse_math=False)
+    return made
+
+
+def _labels(tables: Sequence[Grid]) -> float:
+    """Inches that the names of rows take."""
+    return max(wide(_plain(row), 8) for table in tables for row in table.labels)
 
 
 def profile(found: Profile, title: str, own: Axes | None = None) -> Any:
@@ -83,6 +109,7 @@ def profile(found: Profile, title: str, own: Axes | None = None) -> Any:
     at = range(len(labels))
     width = max(4.6, min(_WIDEST, 1.6 + 0.34 * len(labels)))
     drawn: Any = own or Picture(figsize=(width, 4.2), layout="constrained").subplots()
+    room, tall = room_of(own) if own else (width - _LABELS, 4.2 - _LABELS)
     if found.ordered:
         low, high = ([m + sign * e for m, e in zip(means, errors, strict=True)] for sign in (-1, 1))
         drawn.fill_between(at, low, high, color=POSITIVE, alpha=0.25, linewidth=0, label=BAND)
@@ -94,10 +121,11 @@ def profile(found: Profile, title: str, own: Axes | None = None) -> Any:
     every = max(1, math.ceil(len(labels) / _MOST_TICKS))
     names = [markup.visible(label) for label in labels[::every]]
     drawn.set_xticks(list(at)[::every], names, rotation=90, fontsize=8, parse_math=False)
-    drawn.set_xlabel(said_of(found, labels, errors), fontsize=9)
-    drawn.set_ylabel(found.unit, fontsize=9)
-    drawn.set_title(_plain(title), fontsize=10, loc="left", wrap=True, parse_math=False)
+    drawn.set_xlabel(broken(said_of(found, labels, errors), room, 9), fontsize=9)
+    drawn.set_ylabel(broken(found.unit, tall, 9), fontsize=9)
+    drawn.set_title(broken(_plain(title), room, 10), fontsize=10, loc="left", parse_math=False)
     drawn.legend(frameon=False, fontsize=8)
+    inside([own] if own else [])
     return drawn.figure
 
 
@@ -125,8 +153,9 @@ def scatter(points: Points, title: str, axes: Axes | None = None) -> Any:
     """Points, and the line where both are equal; in ``axes`` if there are some."""
     width = 5.4 if points.groups else 4.6
     drawn: Any = axes or Picture(figsize=(width, 4.4), layout="constrained").subplots()
+    room = room_of(axes)[0] if axes else width - _LABELS
     drawn.plot(points.ends, points.ends, color="#888888", linewidth=1, label="measured = predicted")
-    shades = [POSITIVE] * len(points.x)
+    shades, scales = [POSITIVE] * len(points.x), []
     if points.groups:
         count = len(points.groups)
         ramp = LinearSegmentedColormap.from_list("groups", GROUPS, N=count)
@@ -135,27 +164,35 @@ def scatter(points: Points, title: str, axes: Axes | None = None) -> Any:
         bar = drawn.figure.colorbar(ScalarMappable(steps, ramp), ax=drawn, ticks=points.named_groups())
         bar.ax.set_yticklabels([_plain(points.groups[i]) for i in points.named_groups()], fontsize=8)
         bar.ax.invert_yaxis()
+        scales = [bar.ax]
     drawn.scatter(points.x, points.y, s=18, c=shades, alpha=0.8, linewidths=0, zorder=2)
     drawn.set(xlabel="predicted effect", ylabel="measured effect")
-    drawn.set_title(_plain(title), fontsize=10, loc="left", wrap=True, parse_math=False)
+    drawn.set_title(broken(_plain(title), room, 10), fontsize=10, loc="left", parse_math=False)
     drawn.legend(frameon=False, fontsize=8)
+    inside([axes] if axes else [], *scales)
     return drawn.figure
 
 
 def _strips(tables: Sequence[Grid], title: str, own: Axes | None = None) -> Any:
     """Lines of tokens on their colours, broken like text."""
     room, tall = (_LINE, 0.0) if own is None else _room(own)
-    lines = [_broken(table, room) for table in tables]
-    rows = sum(len(line) + bool(table.title) for line, table in zip(lines, tables, strict=True))
-    width = max(40, *(start + len(text) for broken in lines for line in broken for start, text, _ in line))
-    size = (width * _CHARACTER + 0.3, _HIGH * rows + 1.3)
+    lines = [_lines(table, room) for table in tables]
+    width = max(40, *(start + len(text) for line in lines for part in line for start, text, _ in part))
+    inches = width * _CHARACTER if own is None else room_of(own)[0]
+    headings = [broken(_plain(table.title), inches, 8).splitlines() for table in tables]
+    heading, scale = (
+        broken(text, inches, size)
+        for text, size in ((_plain(title), 10), (f"{tables[0].unit}  {_note(tables)}".strip(), 8))
+    )
+    rows = sum(len(line) + len(above) for line, above in zip(lines, headings, strict=True))
+    size = (inches + _EDGE, _HIGH * rows + high(heading, 10) + high(scale, 8) + 0.95)
     axes: Axes = own or Picture(figsize=size, layout="constrained").subplots()
     norm, shades, y = _norm(tables[0]), colours(tables[0].signed), 0
-    for table, broken in zip(tables, lines, strict=True):
-        if table.title:
-            axes.text(0, y + 0.5, _plain(table.title), fontsize=8, va="center", parse_math=False)
+    for table, above, of_table in zip(tables, headings, lines, strict=True):
+        for text in above:
+            axes.text(0, y + 0.5, text, fontsize=8, va="center", parse_math=False)
             y += 1
-        for line in broken:
+        for line in of_table:
             for start, text, value in line:
                 shade = markup.MISSING if math.isnan(value) else shades(norm(value))
                 box = {"facecolor": shade, "linewidth": 0}
@@ -176,21 +213,30 @@ def _strips(tables: Sequence[Grid], title: str, own: Axes | None = None) -> Any:
             y += 1
     axes.set(xlim=(-0.5, (width if own is None else max(width, room)) + 0.5), ylim=(max(1, y, tall), 0))
     axes.axis("off")
-    axes.set_title(_plain(title), fontsize=10, loc="left", parse_math=False)
+    axes.set_title(heading, fontsize=10, loc="left", parse_math=False)
     figure: Any = axes.figure
-    bar = figure.colorbar(ScalarMappable(norm, shades), ax=axes, location="bottom", fraction=0.1, shrink=0.5, aspect=40)
-    bar.set_label(f"{tables[0].unit}  {_note(tables)}".strip(), fontsize=8)
+    bar = figure.colorbar(
+        ScalarMappable(norm, shades),
+        ax=axes,
+        location="bottom",
+        fraction=0.1,
+        shrink=0.5,
+        aspect=40,
+        ticks=MaxNLocator(_STEPS),
+    )
+    bar.set_label(scale, fontsize=8)
     bar.ax.tick_params(labelsize=8)
+    inside([own] if own else [], bar.ax)
     return figure
 
 
 def _room(axes: Axes) -> tuple[int, float]:
     """How many characters, and lines of them, fit into axes as they are."""
-    box, dpi = axes.get_window_extent(), axes.figure.dpi
-    return max(24, int(box.width / dpi / _CHARACTER)), box.height / dpi / _HIGH
+    across, down = room_of(axes)
+    return max(24, int(across / _CHARACTER)), down / _HIGH
 
 
-def _broken(table: Grid, room: int) -> list[list[tuple[int, str, float]]]:
+def _lines(table: Grid, room: int) -> list[list[tuple[int, str, float]]]:
     """Tokens with their columns and values, line by line."""
     lines: list[list[tuple[int, str, float]]] = [[]]
     at = 0

@@ -7,7 +7,7 @@ At every depth the positions sum to the total; in every block what goes through 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -128,19 +128,19 @@ class Flow:
             probes=None,
         )
 
-    def top(self, k: Integer = 10) -> "pd.DataFrame":
-        """The heads and MLPs that carry most, summed over the sources: kind, layer, head, influence, share, Q, K, V.
+    def top(self, k: Integer = 10, kind: Literal["head", "mlp"] | None = None) -> "pd.DataFrame":
+        """The heads and MLPs that carry most (``kind``: one of the two alone), summed over the sources.
 
         "skip" is the share of the total that goes past the heads of that block: with the block's heads it makes the
-        whole. Shares of different blocks do not sum to it.
+        whole. Shares of different blocks do not sum to it. q, k and v are there where ``composition`` is.
 
         Raises:
-            ValueError: rows that were divided by their own totals, which do not add up.
+            ValueError: rows that were divided by their own totals, which do not add up; or another kind.
 
         """
         self.refuse_row_shares("top")
         k, total = integer(k, "top: k", 0), float(self.total.sum())
-        return carriers(self.heads, self.mlps, self.skip, self.composition, total).head(k)
+        return carriers(self.heads, self.mlps, self.skip, self.composition, total, kind).head(k)
 
     def last_heads(self) -> "pd.DataFrame":
         """Influence by the last head on its way, summed over the sources: who hands it to the prediction.
@@ -329,7 +329,7 @@ class Flow:
         return f"Flow({rows}, {layers} layers x {heads} heads; {scope}, residual {self.residual:.1e}{taken})"
 
     def show(self, view: str | None = None, **options: Any) -> "Shown":
-        """An interactive view ("last", "heads", "stream", "edges", "tokens"), a static one under it; see ``show``."""
+        """A view ("last", "heads", "stream", "edges", "tokens", "explorer") and a static one; see ``show``."""
         from lens_scopes.views.show import show
 
         return show(self, view, **options)

@@ -1,11 +1,12 @@
 """A flow as tables: which heads and MLPs its influence passes, which it passes last, and every number once."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
 from lens_scopes.results import files, labelled
+from lens_scopes.results.arguments import shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,10 +21,19 @@ def carriers(
     skip: Float[Tensor, "source layer"],
     composition: Float[Tensor, "source layer head qkv"] | None,
     total: float,
+    kind: Literal["head", "mlp"] | None = None,
 ) -> "pd.DataFrame":
-    """See ``Flow.top``: a row per head and MLP, the strongest first."""
+    """See ``Flow.top``: a row per head and MLP, or of one kind, the strongest first.
+
+    Raises:
+        ValueError: another kind.
+
+    """
     import pandas as pd
 
+    if kind not in (None, "head", "mlp"):
+        msg = f"top's kind is 'head' or 'mlp', or None for both, got {shown(kind)}; write kind='head'"
+        raise ValueError(msg)
     rows = []
     for layer in range(heads.shape[1]):
         for head in range(heads.shape[2]):
@@ -32,7 +42,7 @@ def carriers(
                 row |= dict(zip("qkv", composition[:, layer, head].sum(0).tolist(), strict=True))
             rows.append(row)
         rows.append({"kind": "mlp", "layer": layer, "head": None, "influence": float(mlps[:, layer].sum())})
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame([row for row in rows if kind in (None, row["kind"])])
     frame.insert(4, "share", frame.influence / total if total else 0.0)
     past = skip.sum(0).tolist()
     frame.insert(5, "skip", [past[layer] / total if total else 0.0 for layer in frame.layer])

@@ -37,7 +37,8 @@ def profile(results: Sequence[Scores | Flow], by: By, *, bins: int = _BINS) -> P
             through each head of a Flow; "relative_position": the mean over tokens by their place between the beginning
             of the prompt (0) and the position explained (1); "token": the mean over the places of each text; "span":
             the spans of ``aggregate``, or those that the prompts came with.
-        bins: how many places "relative_position" tells apart.
+        bins: how many places "relative_position" tells apart; no more than the longest prompt has tokens, so that none
+            is empty.
 
     Returns:
         A Profile: ``mean``, ``stderr`` (over prompts), ``plot()``, ``to_dataframe()``.
@@ -74,6 +75,8 @@ def profile(results: Sequence[Scores | Flow], by: By, *, bins: int = _BINS) -> P
     if by == "span":
         results = [_with_spans(one) for one in results if isinstance(one, Scores)]
     _refuse_mixed(results)
+    if by == "relative_position":
+        bins = fewest(bins, (_end(one) for one in results if isinstance(one, Scores)))
     found = [_numbers(one, by, bins) for one in results]
     labels = _labels(by, bins, found)
     each = torch.tensor(
@@ -212,6 +215,11 @@ def site_labels(sites: Sequence[str], by: str) -> Sequence[str]:
     """What a profile by site calls them, and one by head their layers; the hook names where that is ambiguous."""
     short_ones = [short(site) if by == "site" else str(layer_of(site)) for site in sites]
     return short_ones if len(set(short_ones)) == len(short_ones) else sites
+
+
+def fewest(bins: int, ends: Iterable[int]) -> int:
+    """So many places that prompts explained at these positions leave none empty."""
+    return min(bins, max(ends) + 1)
 
 
 def place_label(n: int, bins: int) -> str:

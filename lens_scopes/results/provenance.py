@@ -136,7 +136,8 @@ class Meta(TypedDict, total=False):
 
     # How well it is known.
     coverage: float | list[float]
-    """The share of the squared form that the cotangents carry exactly; 1 where nothing is left out."""
+    """The share of the squared form that the cotangents carry exactly. The rest is missing from a truncation; of an
+    estimate it is in the random probes, and ``stderr`` says how well it is known. 1 of everything else."""
     notes: list[Note]
     """By position, what the scope says about its cotangents."""
     method: str
@@ -173,8 +174,12 @@ class Meta(TypedDict, total=False):
     """Effects of patches: whether they were predicted or measured."""
     clean_token_ids: list[int]
     """The prompt that activations came from; token_ids is the one that they were patched into."""
+    clean_tokens: list[str]
+    """Their texts."""
     corrupted_token_ids: list[int]
     """Integrated flow: the prompt that the change begins at; token_ids is the clean one, where it ends."""
+    corrupted_tokens: list[str]
+    """Their texts."""
     metric: dict[str, float] | None
     """What the scope measures on the "clean" and "corrupted" prompt, or the "run" that is cut; None if no number."""
     steps: int

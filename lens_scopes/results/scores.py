@@ -11,6 +11,7 @@ from torch import Tensor
 from lens_scopes.results import difference, files, labelled, spans, wellformed
 from lens_scopes.results.arguments import probability, shown
 from lens_scopes.results.provenance import Meta, Units, lengths, scope_text, taken_text, target_text
+from lens_scopes.results.text import position_of
 from lens_scopes.sites import named
 
 if TYPE_CHECKING:
@@ -51,9 +52,8 @@ class Scores:
                 f"tokens are texts, meta is a dict, got {shown(self.tokens)} and {shown(self.meta)}; write ('a', ' b')"
             )
             raise TypeError(msg)
-        if self.probes is not None and not isinstance(self.probes, Tensor):
-            msg = f"probes are a tensor [probe, ...] or None, got {shown(self.probes)}; leave them out"
-            raise TypeError(msg)
+        if not isinstance(self.probes, Tensor | None):
+            raise TypeError(f"probes are a tensor [probe, ...] or None, got {shown(self.probes)}; leave them out")  # noqa: EM102
         if self.probes is not None and self.probes.shape[1:] != self.values.shape:
             msg = f"probes have shape {tuple(self.probes.shape)}, values {tuple(self.values.shape)}"
             raise ValueError(msg)
@@ -110,15 +110,19 @@ class Scores:
         """The part at one label of each named axis, which is dropped: ``scores.sel(site="hook_embed")``.
 
         Sites also go by what pictures call them ("1 resid_post"), and by their kind where one only has it ("embed");
-        spans that were joined by name by that: ``scores.sel(pos="question")``.
+        positions by the text of their token, where it stands once (``scores.sel(pos=" France")``), and spans that were
+        joined by name by that: ``scores.sel(pos="question")``.
 
         Raises:
-            KeyError: an axis or a label that is not there, or a kind that several sites have.
+            KeyError: an axis or a label that is not there, a kind that several sites have, or a text that several
+                tokens have.
 
         """
         picked = self
         for dim, label in labels.items():
             name = named(label, picked.coords.get("site", ())) if dim == "site" else label
+            if dim == "pos" and dim in picked.dims and isinstance(name, str) and "aggregated" not in picked.meta:
+                name = position_of(name, picked.tokens)
             index = labelled.index_of(picked._names() if isinstance(name, str) else picked.coords, dim, name)
             name = picked.coords[dim][index]
             kept: Meta = {"selected": {**picked.meta.get("selected", {}), dim: name}}
@@ -241,7 +245,8 @@ class Scores:
         extra |= {"pos": dict(zip(self.coords["pos"], self.tokens, strict=True))} if "pos" in self.dims else {}
         frame = labelled.dataframe(columns, self.dims, self.coords, extra)
         if "target_pos" in self.dims and any(targets := self.meta.get("targets", ())):
-            told = dict(zip(self.meta.get("positions", ()), map(target_text, targets), strict=False))
+            texts = (labelled.whole(target_text(target)) for target in targets)
+            told = dict(zip(self.meta.get("positions", ()), texts, strict=False))
             frame.insert(list(frame.columns).index("target_pos_token") + 1, "target", frame.target_pos.map(told))
         if "pos" in self.dims and (found := lengths(self.meta)):
             by_position = dict(zip(self.coords["pos"], found, strict=True))
@@ -317,7 +322,7 @@ class Scores:
         return check_scores(self, model, scope=scope, places=places)
 
     def show(self, view: str | None = None, **options: Any) -> "Shown":
-        """An interactive view ("layers", "heads", "targets", "tokens") with a static one under it; see ``show``."""
+        """A view ("layers", "heads", "targets", "tokens", "explorer") and a static one; see ``show``."""
         from lens_scopes.views.show import show
 
         return show(self, view, **options)

@@ -262,12 +262,12 @@ def layout(tokens: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
 
     Bytes written as \xNN are put together to the characters whose parts they are, where that gives text.
     """
-    raw = [_BYTE.sub(lambda found: bytes.fromhex(found[1].decode()), token.encode()) for token in tokens]
+    raw = [_BYTE.sub(lambda found: bytes.fromhex(found[1].decode()), _bytes(token)) for token in tokens]
     whole = b"".join(raw)
     try:
         text = whole.decode()
     except UnicodeDecodeError:
-        raw = [token.encode("utf-8", "surrogatepass") for token in tokens]
+        raw = [_bytes(token) for token in tokens]
         whole = b"".join(raw)
         text = whole.decode("utf-8", "surrogatepass")
     begins = [byte & 0xC0 != 0x80 for byte in whole]
@@ -275,3 +275,8 @@ def layout(tokens: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
     ends = [0, *accumulate(map(len, raw))]
     inside = [at < len(whole) and not begins[at] for at in ends]
     return text, [(before[a] - inside[n], before[b]) for n, (a, b) in enumerate(pairwise(ends))]
+
+
+def _bytes(token: str) -> bytes:
+    """A token as UTF-8; half of a surrogate pair as if it were a character."""
+    return token.encode("utf-8", "surrogatepass")

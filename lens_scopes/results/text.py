@@ -11,6 +11,27 @@ from torch import Tensor
 from lens_scopes.results.arguments import integer, listed, shown
 
 
+def places_of(text: str, tokens: Sequence[str]) -> list[int]:
+    """Where the tokens stand that have this text, blanks at its ends aside unless they tell two apart."""
+    return [i for i, token in enumerate(tokens) if token == text] or [
+        i for i, token in enumerate(tokens) if token.strip() == text.strip()
+    ]
+
+
+def position_of(text: str, tokens: Sequence[str]) -> int | str:
+    """Where the one token stands that has this text; the text itself where none has it.
+
+    Raises:
+        KeyError: several have it; the text says where.
+
+    """
+    there = places_of(text, tokens)
+    if len(there) > 1:
+        msg = f"{text!r} stands at {', '.join(map(str, there))}; write one of these positions, sel(pos={there[0]})"
+        raise KeyError(msg)
+    return there[0] if there else text
+
+
 @dataclass(frozen=True, repr=False)
 class Text:
     """Token ids with named spans: a legal prompt wherever a prompt is, exactly these ids.

@@ -48,9 +48,12 @@ class Fisher:
         passes: how many cotangents are pulled back, which is what the scope costs, beside one sweep over the
             unembedding: an unbiased estimate with a standard error per score (exact where so many passes suffice).
             None: exact, up to d_model passes.
-        rank: the paper's truncation instead: the k leading eigenvectors of F at y. Biased low; the share of tr F it
-            carries is in ``meta["coverage"]``. A large vocabulary counts with the words that carry 99 % of tr F.
+        rank: the paper's truncation instead: the k leading eigenvectors of F at y. Biased low. A large vocabulary
+            counts with the words that carry 99 % of tr F.
         seed: of the random signs, which depend on (seed, prompt, position) only.
+
+    ``meta["coverage"]`` is the share of tr F that eigenvectors carry. Of a truncation the rest is missing from the
+    scores. Of an estimate nothing is: the rest is in its random probes, and how well it is known is ``stderr``.
 
     The exact score is the same whether the weights are folded or not; a truncation is not, and an estimate differs
     within its error. ``meta["notes"]`` says what was done (see ``results.provenance.Note``). A call raises a ValueError

@@ -1,7 +1,6 @@
 """Text that is another token with, or without, a leading blank: said where the model finds that far likelier."""
 
-import warnings
-
+from lens_scopes.results.warning import warn
 from lens_scopes.scopes.state import FinalState
 
 # A text is doubted where its twin is so many times likelier.
@@ -17,4 +16,4 @@ def doubt(state: FinalState, text: str, found: int) -> None:
             f"the target {text!r} (id {found}, p {p:.2g}) differs by a blank from {other!r} (id {twin[1]}, "
             f"p {q:.2g}): the model finds that far likelier; write {other!r} if it is meant, else the id {found}"
         )
-        warnings.warn(msg, UserWarning, stacklevel=2)
+        warn(msg)

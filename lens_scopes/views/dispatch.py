@@ -8,11 +8,13 @@ import torch
 
 from lens_scopes.results.arguments import shown
 from lens_scopes.results.flow import Flow
+from lens_scopes.results.profiles import Profile
 from lens_scopes.results.scores import Scores
 from lens_scopes.views import markup
 from lens_scopes.views.circuits import Figure, attention_heads, colored_tokens, colored_tokens_multi
 from lens_scopes.views.flow import EDGE_KINDS, edges_kept, flow_body, flow_grids, flow_html, flow_title, flow_views
 from lens_scopes.views.grids import First, Grid, check_first
+from lens_scopes.views.profiles import profile_body
 from lens_scopes.views.scores import scores_body, scores_grids, scores_html, scores_title, scores_views
 from lens_scopes.views.side_by_side import one_picture, together_body, together_html, together_title, together_views
 
@@ -43,8 +45,8 @@ def views(result: Any) -> tuple[str, ...]:
     return ()
 
 
-def choose(result: Any, view: str | None) -> str | None:
-    """The view asked for, or the first.
+def choose(result: Any, view: str | None, more: Sequence[str] = ()) -> str | None:
+    """The view asked for, or the first; ``more``: views that are had elsewhere, for the text of an error.
 
     Raises:
         TypeError: not a result.
@@ -55,11 +57,11 @@ def choose(result: Any, view: str | None) -> str | None:
     if view is None and (there or not isinstance(result, list | tuple)):
         return there[0] if there else None
     if view not in there:
-        listed = f"it has {', '.join(map(repr, there))}" if there else "it has one view only: leave view out"
+        listed = f"it has {', '.join(map(repr, (*there, *more)))}" if there else "it has one view only: leave view out"
         extra = "; run flow(..., edges=True) for edges" if view == "edges" and isinstance(result, Flow) else ""
         msg = f"a {type(result).__name__} like this has no view {view!r}; {listed}{extra}"
         if isinstance(result, list | tuple):
-            common = ", ".join(map(repr, there)) or "none (the edges of a flow stand alone)"
+            common = ", ".join(map(repr, (*there, *more) if there else ())) or "none (the edges of a flow stand alone)"
             msg = f"side by side there is no view {view!r}; the views that all {len(result)} have: {common}"
         raise ValueError(msg)
     return view
@@ -101,7 +103,7 @@ def static(result: Any, view: str | None, first: First = "show") -> str:
 def body(result: Any, view: str | None, first: First = "show") -> str:
     """A view without script, title and prediction, for pages that say these once."""
     if view is None:
-        return static(result, None, first)
+        return profile_body(result) if isinstance(result, Profile) else static(result, None, first)
     if isinstance(result, list | tuple):
         return together_body(result, view, first)
     if isinstance(result, Scores):

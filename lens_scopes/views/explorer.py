@@ -1,80 +1,81 @@
-"""The explorer of a report: click a token, see where its influence goes. Data as JSON, drawn by ``explorer.js``."""
+"""The explorer: click a token, see what it depends on, or where its influence goes. Data as JSON, drawn by scripts."""
 
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-import torch
-
 from lens_scopes.results.flow import Flow
-from lens_scopes.results.provenance import UNITS
-from lens_scopes.views import markup
-from lens_scopes.views.circuits import rounded
+from lens_scopes.results.scores import Scores
+from lens_scopes.views import circuits, markup
+from lens_scopes.views.explorer_flow import flow_data
+from lens_scopes.views.explorer_scores import MOST_NUMBERS, scores_data
+from lens_scopes.views.grids import First
 
-#: Numbers in one explorer; more sources than fit are left out, the weakest first.
-_MOST_NUMBERS = 150_000
+#: What ``show`` calls it.
+EXPLORER = "explorer"
 
-STYLE = (
-    ".lens-tokens button{font:13px ui-monospace,monospace;white-space:pre;border:2px solid transparent;margin:1px;"
-    "padding:1px 3px;border-radius:4px;cursor:pointer;unicode-bidi:isolate}"
-    ".lens-tokens button:disabled{cursor:default;background:none;color:inherit;opacity:.5}"
-    ".lens-tokens button[aria-pressed=true]{border-color:currentcolor;outline:2px solid #e69f00}"
-    ".lens-maps{display:flex;flex-wrap:wrap;gap:8px 28px;align-items:flex-end}"
-    ".lens-map{max-width:100%}.lens-said{margin:6px 0}"
-    ".lens-heading{margin:8px 0 2px;opacity:.85}.lens-scroll{overflow-x:auto}"
-    ".lens-map table{border-collapse:separate;border-spacing:1px}.lens-map td{padding:0;min-width:14px;height:15px;"
-    "text-align:center;font-size:10px}.lens-map th{font-weight:normal;font-size:13px;padding:0 2px;white-space:nowrap;"
-    "vertical-align:bottom;text-align:right}"
-    ".lens-map thead th:not(:has(.lens-upright)){min-width:30px;text-align:center}"
-    ".lens-upright{display:inline-block;writing-mode:vertical-rl;transform:rotate(180deg);white-space:pre;"
-    "font:12px/1 ui-monospace,monospace;padding:2px 0;unicode-bidi:isolate}"
-)
+
+def style() -> str:
+    """The explorer's CSS."""
+    return _read("explorer.css")
 
 
 def script() -> str:
-    """The explorer's JavaScript."""
-    return files("lens_scopes.views").joinpath("explorer.js").read_text(encoding="utf-8")
+    """The explorer's JavaScript: what draws Scores, what draws a Flow, and what both need, which begins."""
+    parts = ("explorer_scores.js", "explorer_flow.js", "explorer.js")
+    return "".join(map(_read, parts))
 
 
-def place(name: str, data: dict[str, Any]) -> str:
+def explorer_data(result: Any, name: str, first: First = "show") -> dict[str, Any] | None:
+    """What the explorer of a result, or of Scores side by side, needs to know; None where there is none."""
+    if isinstance(result, Flow):
+        return flow_data(result, name)
+    scores = _scores_in(result)
+    return scores_data(scores, name, first) if scores else None
+
+
+def has_choice(scores: Scores) -> bool:
+    """Whether there is more than one row of tokens to look at."""
+    return "pos" in scores.dims and scores.values.numel() > len(scores.tokens)
+
+
+def missing(result: Any) -> str:
+    """Why a result has no explorer, and what to write."""
+    if isinstance(result, Flow):
+        return 'for an explorer run flow(..., sources="each")'
+    if not _scores_in(result):
+        return "an explorer is of Scores, of a list of Scores, or of one Flow"
+    return f"more than the {MOST_NUMBERS} numbers of an explorer, or none by token: select a part with sel(...)"
+
+
+def _scores_in(result: Any) -> list[Scores]:
+    """The Scores that one explorer shows; none in a result of another kind."""
+    several = list(result) if isinstance(result, list | tuple) else [result]
+    return several if all(isinstance(one, Scores) for one in several) else []
+
+
+def place(data: dict[str, Any]) -> str:
     """Where an explorer goes in a page."""
-    left = len(data["tokens"]) - len(data["sources"])
-    note = markup.remark(f"{left} tokens (grey) have no row here") if left else ""
+    if data["kind"] == "scores":
+        what = "click a token that is underlined (or use the arrow keys) to see what it depends on"
+        several = any(len(one["targets"]) > 1 for one in data["results"])
+        what = what if several else "choose what to see (or use the arrow keys in the text)"
+        note = data["note"]
+    else:
+        what = "click a token (or use the arrow keys) to see where its influence goes; a head, to see its edges"
+        left = len(data["tokens"]) - len(data["sources"])
+        note = f"{left} tokens (grey) have no row here" if left else ""
     return (
-        f"{markup.heading('explorer: click a token (or use the arrow keys) to see where its influence goes')}{note}"
-        f'<div id="{name}"><noscript>The explorer needs JavaScript; the other views do not.</noscript></div>'
+        f"{markup.heading(f'explorer: {what}')}{markup.remark(note) if note else ''}"
+        f'<div id="{data["id"]}" class="lens-explorer lens-{data["kind"]}">'
+        "<noscript>The explorer needs JavaScript; the other views do not.</noscript></div>"
     )
 
 
-def explorer_data(flow: Flow, name: str) -> dict[str, Any] | None:
-    """What the explorer needs to know, JSON-like; None for a flow whose sources go together."""
-    if flow.meta.get("together"):
-        return None
-    flow.refuse_row_shares("show")
-    end = max(flow.meta.get("positions", (flow.position,))) + 1
-    branches = torch.cat([flow.heads, flow.mlps[..., None]], -1)
-    stream = flow.stream[..., :end]
-    room = max(1, _MOST_NUMBERS // (branches[0].numel() + flow.skip[0].numel() + stream[0].numel()))
-    reaching = [i for i, source in enumerate(flow.sources) if source < end]
-    kept = sorted(sorted(reaching, key=lambda i: -abs(float(flow.total[i])))[:room], key=lambda i: flow.sources[i])
-    if not kept:
-        return None
-    layers = flow.heads.shape[1]
-    return {
-        "id": name,
-        "tokens": [markup.visible(token) for token in flow.tokens],
-        "end": end,
-        "sources": [flow.sources[i] for i in kept],
-        "total": _rounded(flow.total[kept].tolist()),
-        "whole": rounded(float(flow.total.double().sum())),
-        "heads": _rounded(branches[kept].tolist()),
-        "skip": _rounded(flow.skip[kept].tolist()),
-        "stream": _rounded(stream[kept].tolist()),
-        "branches": [*(f"H{head}" for head in range(flow.heads.shape[2])), "MLP"],
-        "layers": [f"layer {layer}" for layer in range(layers)],
-        "depths": ["embed", *(f"after {layer}" for layer in range(flow.stream.shape[1] - 1))],
-        "units": UNITS[flow.units],
-    }
+def data_block(explorers: Sequence[dict[str, Any]]) -> str:
+    """The data of a page's explorers, for the script."""
+    return f'<script type="application/json" id="lens-explorers">{circuits.to_json(list(explorers))}</script>\n'
 
 
-def _rounded(values: Any) -> Any:
-    return [_rounded(v) for v in values] if isinstance(values, list) else rounded(values, 4)
+def _read(name: str) -> str:
+    return files("lens_scopes.views").joinpath(name).read_text(encoding="utf-8")

@@ -133,7 +133,7 @@ def on_one_scale(
     """
     check_first(first)
     if not together and len(grids) > 1 and all(grid.is_long and len(grid.rows) == 1 for grid in grids):
-        grids = [_stacked(grids)]
+        grids = [stacked(grids)]
     names = [[(0 if together else n, row) for row in grid.rows] for n, grid in enumerate(grids)]
     if first != "show":
         grids = [_without_first(grid, share=first == "share") for grid in grids]
@@ -157,8 +157,8 @@ def on_one_scale(
     return [replace(grid, largest=largest, note="; ".join(filter(None, (grid.note, note)))) for grid in grids]
 
 
-def _stacked(grids: Sequence[Grid]) -> Grid:
-    """Lines of tokens as the rows of one table, where each has a scale of its own."""
+def stacked(grids: Sequence[Grid]) -> Grid:
+    """The rows of some tables of the same columns as one table; what named a table names its rows."""
     return replace(
         grids[0],
         values=[line for grid in grids for line in grid.values],

@@ -27,7 +27,7 @@ _MARKS = {"\n": "↵", "\r": "␍", "\t": "⇥", "": "∅"}
 # Characters that reorder or hide what stands around them.
 _UNSAFE = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f"
-    "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]"
+    "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\ufffe\uffff\U000e0000-\U000e0fff]"
 )
 # Blanks that are not the one that they look like.
 _BLANKS = re.compile("[\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]")
@@ -68,9 +68,14 @@ def explained(token: Token) -> str:
     return f"“{named(token['text'])}”{known}"
 
 
+def plain(text: str) -> str:
+    """Running text: whole, characters that hide or reorder made visible, line breaks kept; not escaped."""
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+
+
 def escaped(text: str) -> str:
-    """Running text for a page: whole, characters that hide or reorder made visible, line breaks kept."""
-    return html.escape(_UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", text), quote=True)
+    """``plain`` text for a page."""
+    return html.escape(plain(text), quote=True)
 
 
 def prose(text: str) -> str:
@@ -109,17 +114,19 @@ def colour(value: float, largest: float) -> tuple[str, str]:
 
 def beside(*parts: str) -> str:
     """Parts side by side where there is room, one below the other where there is not."""
-    box = '<div style="display:inline-block;vertical-align:top;margin-right:24px;max-width:100%">'
+    box = (
+        '<div style="display:inline-block;vertical-align:top;padding-right:24px;box-sizing:border-box;max-width:100%">'
+    )
     return "".join(f"{box}{part}</div>" for part in parts)
 
 
 def predictions(meta: Mapping[str, Any], most: int = 3) -> str:
-    """What the model says next and what is explained, for the last few positions that a result is about."""
+    """What the model says next and what is explained, for the first few positions that a result is about."""
     lines = []
     known = list(enumerate(zip(meta.get("positions", ()), meta.get("predictions", ()), strict=False)))
     only = meta.get("selected", {}).get("target_pos")
     known = [one for one in known if only is None or one[1][0] == only]
-    for n, (position, top) in known[-most:]:
+    for n, (position, top) in known[:most]:
         guesses = "".join(
             f'<span style="margin-right:10px;display:inline-block;white-space:nowrap">'
             f'<span style="{CELL}">{html.escape(named(guess["text"]), quote=True)}</span> {guess["p"]:.1%}</span>'
@@ -128,8 +135,8 @@ def predictions(meta: Mapping[str, Any], most: int = 3) -> str:
         about = tokens_of(meta["targets"][n]) if meta.get("targets") else []
         aim = f"explained: {' against '.join(prose(explained(one)) for one in about)}; " if about else ""
         lines.append(f'<div style="opacity:.8;font-size:90%">{aim}predicted after position {position}: {guesses}</div>')
-    more = f"({len(known) - most} earlier positions are explained too)" if len(known) > most else ""
-    return (remark(more) if more else "") + "".join(lines)
+    more = f"({len(known) - most} later positions are explained too)" if len(known) > most else ""
+    return "".join(lines) + (remark(more) if more else "")
 
 
 def heading(text: str) -> str:

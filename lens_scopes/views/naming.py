@@ -9,6 +9,8 @@ from lens_scopes.views import markup
 
 # Characters of a prompt that tell it from another.
 _MOST = 40
+# Positions that a name lists.
+_LISTED = 8
 _Facts = Mapping[str, Any]
 
 
@@ -17,9 +19,13 @@ def title_of(meta: _Facts) -> str:
     if "difference" in meta:
         sides = meta["difference"]
         return f"{common(sides)}: {' − '.join(differing(sides, [''] * len(sides)))}"
-    asked = f"{_scope(meta)} on {meta.get('model', 'a model')}"
-    asked = f"{asked} ({part})" if (part := taken_text(meta)) else asked
-    return f"{_effects(meta)}: {asked}" if "patching" in meta else asked
+    asked = f"{question_of(meta)} on {_model(meta)}"
+    return f"{asked} ({part})" if (part := taken_text(meta)) else asked
+
+
+def question_of(meta: _Facts) -> str:
+    """What was asked; of a difference, what is subtracted from what."""
+    return f"{_effects(meta)}: {_scope(meta)}" if "patching" in meta and "difference" not in meta else _scope(meta)
 
 
 def common(metas: Sequence[_Facts]) -> str:
@@ -49,6 +55,17 @@ def differing(metas: Sequence[_Facts], prompts: Sequence[str]) -> list[str]:
 def prompts_of(results: Sequence[Any]) -> list[str]:
     """The prompt of each result."""
     return [prompt_text(getattr(one, "meta", {}), getattr(one, "tokens", ())) for one in results]
+
+
+def quotes(result: Any) -> list[str]:
+    """The prompts that a result is about, in full: of two, which is which."""
+    meta = getattr(result, "meta", {})
+    (own,) = prompts_of([result])
+    if "clean_tokens" in meta:
+        return [f"clean: {''.join(meta['clean_tokens'])}", f"corrupted: {own}"]
+    if "corrupted_tokens" in meta:
+        return [f"clean: {own}", f"corrupted: {''.join(meta['corrupted_tokens'])}"]
+    return [own] if own else []
 
 
 def _unlike(prompts: Sequence[str]) -> list[str]:
@@ -89,6 +106,8 @@ def _position(meta: _Facts) -> str:
     at = meta.get("selected", {}).get("target_pos", meta.get("position"))
     if isinstance(at, int):
         return "after the last token" if at == len(meta.get("token_ids", ())) - 1 else f"after position {at}"
+    if isinstance(at, list) and len(at) > _LISTED:
+        return f"after {len(at)} positions, {min(at)} to {max(at)}"
     return f"after positions {at}"
 
 

@@ -11,7 +11,12 @@ _LISTED = 40
 
 
 def profile_html(profile: "Profile") -> str:
-    """A self-contained fragment; of very many labels those with the largest means, in their order."""
+    """A self-contained fragment."""
+    return markup.figure(profile.title, profile_body(profile))
+
+
+def profile_body(profile: "Profile") -> str:
+    """The same without its title; of very many labels those with the largest means, in their order."""
     means, errors, counts = profile.mean.tolist(), profile.stderr.tolist(), profile.prompts.tolist()
     largest = markup.bound([means])
     ranked = profile.mean.abs().argsort(descending=True, stable=True)[:_LISTED].tolist()
@@ -27,4 +32,4 @@ def profile_html(profile: "Profile") -> str:
     more = f"; {left} labels with smaller means are left out" if left else ""
     bars = [cells.bar(means[i], largest) for i in kept]
     note = f"{profile.unit}; standard errors over prompts{more}"
-    return markup.figure(profile.title, markup.numbers(columns, rows, bars), note=note)
+    return markup.numbers(columns, rows, bars) + markup.remark(note)

@@ -8,11 +8,13 @@ from lens_scopes.results import files
 from lens_scopes.results.arguments import shown
 from lens_scopes.results.flow import Flow
 from lens_scopes.results.provenance import Target, part_text, scope_text, tokens_of
+from lens_scopes.results.scores import Scores
 from lens_scopes.results.text import Text
 from lens_scopes.views import circuits, dispatch, explorer, markup
 from lens_scopes.views.circuits import Figure
+from lens_scopes.views.explorer_scores import fits
 from lens_scopes.views.grids import First, check_first
-from lens_scopes.views.naming import prompts_of, title_of
+from lens_scopes.views.naming import prompts_of, quotes, title_of
 
 # Characters of a prompt in a heading that has to be told from others.
 _END = 30
@@ -28,8 +30,9 @@ _STYLE = (
 def report(results_: Any, path: str | Path, *, title: str | None = None, first: First = "show") -> Path:
     """Write one HTML file about some results: self-contained, no outside address, readable without script.
 
-    Every view is there as static HTML; circuitsvis's interactive one is drawn when its line is opened. A Flow with
-    ``sources="each"`` gets an explorer. The same results give the same bytes.
+    Every view is there as static HTML; circuitsvis's interactive one is drawn when its line is opened. Scores with a
+    choice of sites, heads or targets get an explorer, one for all Scores of a prompt, and so does a Flow with
+    ``sources="each"``. The same results give the same bytes.
 
     Args:
         results_: a result, or a list of results and strings or Texts (paragraphs between them). A list inside this list
@@ -70,6 +73,7 @@ def page(results_: Any, *, title: str | None = None, first: First = "show") -> s
     written = _Page(first)
     names = [f"result-{i}" for i in range(len(there))]
     titles = [markup.prose(title) for title in _titles(there)]
+    written.explored = _explored(there, names)
     pending = iter(zip(names, titles, strict=True))
     body = "".join(
         f"<p>{markup.prose(item)}</p>" if isinstance(item, str) else written.section(item, *next(pending))
@@ -78,12 +82,12 @@ def page(results_: Any, *, title: str | None = None, first: First = "show") -> s
     heading = title or f"{dispatch.title(there[0])}: report"
     links = [f'<a href="#{name}">{said}</a>' for name, said in zip(names, titles, strict=True)]
     nav = f"<nav>{''.join(links)}</nav>" if len(there) > 1 else ""
-    data = f'<script type="application/json" id="lens-explorers">{circuits.to_json(written.explorers)}</script>\n'
     return circuits.page(
         heading,
-        f"<h1>{markup.prose(heading)}</h1>{nav}{body}\n{data if written.explorers else ''}",
+        f"<h1>{markup.prose(heading)}</h1>{nav}{body}\n"
+        f"{explorer.data_block(written.explorers) if written.explorers else ''}",
         written.figures,
-        _STYLE + explorer.STYLE,
+        _STYLE + explorer.style(),
         [explorer.script()] if written.explorers else [],
     )
 
@@ -98,6 +102,26 @@ def _titles(there: Sequence[Any]) -> list[str]:
     return [f"{n}. {title}{end}" for n, (title, end) in enumerate(zip(titles, ends, strict=True), 1)]
 
 
+def _explored(there: Sequence[Any], names: Sequence[str]) -> dict[str, list[Any]]:
+    """By section what is explored there: a Flow, Scores side by side, and all Scores of a prompt at their first.
+
+    Scores for which an explorer has no more room begin another.
+    """
+    found: dict[str, list[Any]] = {}
+    together: dict[str, list[Scores]] = {}
+    for result, name in zip(there, names, strict=True):
+        if isinstance(result, Scores):
+            if explorer.has_choice(result):
+                (prompt,) = prompts_of([result])
+                if prompt not in together or not fits([*together[prompt], result]):
+                    together[prompt] = []
+                    found[name] = [together[prompt]]
+                together[prompt].append(result)
+        elif isinstance(result, Flow) or (isinstance(result, list | tuple) and isinstance(result[0], Scores)):
+            found[name] = [result]
+    return found
+
+
 class _Page:
     """Collects what the sections need: figures and explorers, by the names of their places."""
 
@@ -105,32 +129,36 @@ class _Page:
         self.first: First = first
         self.figures: dict[str, Figure] = {}
         self.explorers: list[dict[str, Any]] = []
-        self.prompt: tuple[Any, ...] = ()
+        self.quoted: list[tuple[str, Any]] = []
+        self.explored: Mapping[str, Sequence[Any]] = {}
 
     def section(self, result: Any, name: str, title: str) -> str:
         """A result: prompt and prediction where they are new, then its views and where it comes from."""
         parts = [f'<h2 id="{name}">{title}</h2>']
         several = list(result) if isinstance(result, list | tuple) else [result]
         meta = {} if len(several) > 1 else getattr(several[0], "meta", {})
-        for one, prompt in zip(several, prompts_of(several), strict=True):
-            if prompt and self.prompt != (prompt, one.meta.get("positions")):
-                self.prompt = (prompt, one.meta.get("positions"))
-                parts.append(f'<p class="prompt">{markup.escaped(prompt)}</p>')
+        quoted = [(said, one.meta.get("positions")) for one in several for said in quotes(one)]
+        if quoted and quoted != self.quoted:
+            self.quoted = quoted
+            parts += [
+                f'<p class="prompt">{markup.escaped(said)}</p>' for said in dict.fromkeys(said for said, _ in quoted)
+            ]
         there = dispatch.views(result)
         parts.append(markup.predictions(meta) if there else "")
-        if isinstance(result, Flow):
-            parts.append(self._explorer(result, f"{name}-explorer"))
+        parts += [self._explorer(one, f"{name}-explorer") for one in self.explored.get(name, ())]
+        if name not in self.explored and isinstance(result, Scores) and explorer.has_choice(result):
+            parts.append(markup.remark("its explorer stands above, at an earlier result of this prompt"))
         parts += [self._view(result, view, f"{name}-{view or 'view'}") for view in there or (None,)]
         for known in filter(None, map(facts, several)):
             parts.append(f"<details><summary>provenance</summary>{markup.facts(known)}</details>")
         return f"<section>{''.join(parts)}</section>\n"
 
-    def _explorer(self, flow: Flow, name: str) -> str:
-        data = explorer.explorer_data(flow, name)
+    def _explorer(self, result: Any, name: str) -> str:
+        data = explorer.explorer_data(result, name, self.first)
         if data is None:
-            return markup.remark('for an explorer run flow(..., sources="each")')
+            return markup.remark(explorer.missing(result))
         self.explorers.append(data)
-        return explorer.place(name, data)
+        return explorer.place(data)
 
     def _view(self, result: Any, view: str | None, name: str) -> str:
         static = dispatch.body(result, view, self.first)

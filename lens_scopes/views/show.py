@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lens_scopes.results import files
-from lens_scopes.views import circuits, dispatch, markup
+from lens_scopes.views import circuits, dispatch, explorer, grids, markup
 from lens_scopes.views.grids import First
 
 _MOST_HEIGHT = 760
@@ -30,9 +30,10 @@ class Shown:
         """The interactive view in a sandboxed frame, and the static view, which untrusted notebooks show too."""
         if self.document is None:
             return self._alone()
+        more = " allow-downloads" if self.view == explorer.EXPLORER else ""
         frame = re.sub('[&"]', lambda found: {"&": "&amp;", '"': "&quot;"}[found.group()], self.document)
         return (
-            f'<iframe sandbox="allow-scripts" srcdoc="{frame}" title="{markup.token(self.title, 200)}" '
+            f'<iframe sandbox="allow-scripts{more}" srcdoc="{frame}" title="{markup.token(self.title, 200)}" '
             f'style="width:100%;height:{self.height}px;border:0;background:#fff;color-scheme:light"></iframe>'
             f'<details{self._open}><summary style="cursor:pointer">Static view (works without script)</summary>'
             f"{self.static}</details>"
@@ -74,7 +75,9 @@ def show(result: Any, view: str | None = None, *, first: First = "show") -> Show
             "edges", "tokens"), or another result, which has one static view. A list of Scores, or of Flows, stands
             side by side: a static view, one colour scale for all numbers of one unit, each named by what tells it from
             the others.
-        view: one of these; None for the first.
+        view: one of these; None for the first. "explorer", of Scores, of a list of Scores, or of a Flow with
+            ``sources="each"``, is a page to click in: what each token depends on, or where its influence goes; what it
+            shows can be saved as SVG, PNG and CSV.
         first: "show", "hide" or "share": what to do with position 0, which often swallows everything.
 
     Returns:
@@ -85,7 +88,9 @@ def show(result: Any, view: str | None = None, *, first: First = "show") -> Show
         TypeError: not a result.
 
     """
-    view = dispatch.choose(result, view)
+    if view == explorer.EXPLORER:
+        return _explorer(result, first)
+    view = dispatch.choose(result, view, (explorer.EXPLORER,))
     static = dispatch.static(result, view, first)
     figures, note = dispatch.figures(result, view, first)
     if not figures:
@@ -98,3 +103,24 @@ def show(result: Any, view: str | None = None, *, first: First = "show") -> Show
     document = circuits.page(dispatch.title(result), body, named)
     height = min(_MOST_HEIGHT, 110 + sum(figure.height + 40 for figure in figures))
     return Shown(dispatch.title(result), view, document, static, height, note)
+
+
+def _explorer(result: Any, first: First) -> Shown:
+    """The explorer of a result, or of Scores side by side, over the first of the static views.
+
+    Raises:
+        ValueError: a result that has none.
+
+    """
+    grids.check_first(first)
+    data = explorer.explorer_data(result, explorer.EXPLORER, first)
+    if data is None:
+        msg = f"there is no explorer of a {type(result).__name__} like this: {explorer.missing(result)}"
+        raise ValueError(msg)
+    title = dispatch.title(result)
+    heading = f'<div style="font-weight:600">{markup.prose(title)}</div>'
+    body = f"{heading}{explorer.place(data)}<!--static-->{explorer.data_block([data])}"
+    document = circuits.page(title, body, {}, explorer.style(), [explorer.script()])
+    there = dispatch.views(result)  # of results side by side there may be none in common
+    static = dispatch.static(result, there[0], first) if there else ""
+    return Shown(title, explorer.EXPLORER, document, static, _MOST_HEIGHT)

@@ -56,7 +56,7 @@ def together_names(results: Sequence[Any]) -> list[str]:
 def together_grids(results: Sequence[Any], view: str, first: First = "show") -> list[list[Grid]]:
     """By result its tables; all tables of one unit are on one scale, and each kind of scope has a unit of its own."""
     made = [scores_tables(r, view) if isinstance(r, Scores) else flow_tables(r, view, first) for r in results]
-    kinds = [_kind(r.meta) for r in results]
+    kinds = [kind_of(r.meta) for r in results]
     whose = ["" if len(set(kinds)) == 1 else f", {kind}" for kind in kinds]
     made = [
         [replace(g, unit=_unit(r, g) + own) for g in tables]
@@ -72,9 +72,10 @@ def together_grids(results: Sequence[Any], view: str, first: First = "show") -> 
     return [[next(drawn) for _ in tables] for tables in made]
 
 
-def _kind(meta: Mapping[str, Any]) -> str:
+def kind_of(meta: Mapping[str, Any]) -> str:
+    """The kind of scope that numbers are of: only numbers of one kind are on one scale."""
     if "difference" in meta:
-        return " − ".join(dict.fromkeys(map(_kind, meta["difference"])))
+        return " − ".join(dict.fromkeys(map(kind_of, meta["difference"])))
     scope = meta.get("scope", "")
     return str(scope.get("kind", "")) if isinstance(scope, Mapping) else str(scope)
 
