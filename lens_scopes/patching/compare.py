@@ -308,8 +308,7 @@ def compare(
         msg = "nothing was measured (all NaN); widen where="
         raise ValueError(msg)
     there = ~measured.values.isnan()
-    pair = (predicted.values[there], measured.values[there])
-    if not all(values.isfinite().all() for values in pair):
+    if not all(side.values[there].isfinite().all() for side in (predicted, measured)):
         msg = "compare needs finite numbers where something was measured; predicted or measured hold NaN or infinity"
         raise ValueError(msg)
     own = {name: getattr(predicted, name, None) for name in ("gradient", "path", "spread")}
