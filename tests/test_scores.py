@@ -409,7 +409,7 @@ def headers_of(result, path):
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["lens_scopes"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    for key in [key for key in header if key != "meta"]:
+    for key in [key for key in header if key not in ("meta", "tensors")]:  # older files have no "tensors"
         for gone in (True, False):
             changed = {k: v for k, v in header.items() if k != key} if gone else {**header, key: None}
             save_file(tensors, path, metadata={"lens_scopes": json.dumps(changed)})
