@@ -292,7 +292,10 @@ def test_a_report_has_both_side_by_side(tmp_path):
     sections = page.split("<section>")[1:]
     assert len(sections) == 3
     assert len(boxes(sections[1])) == 4, "two views of two results"
-    assert re.findall('<p class="prompt">([^<]*)</p>', sections[1]) == ["&lt;s&gt; a dog sat up"]
+    assert re.findall('<p class="prompt">([^<]*)</p>', sections[1]) == [
+        "&lt;s&gt; the cat sat down",
+        "&lt;s&gt; a dog sat up",
+    ]
     assert sections[1].count("<summary>provenance</summary>") == 2
 
 

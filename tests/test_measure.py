@@ -306,9 +306,10 @@ def test_one_logit_is_read_without_the_vocabulary(backend, monkeypatch):
 
 def test_many_logits_go_in_parts(monkeypatch):
     model = tiny.host("gpt2", tiny.BACKENDS[0])
-    whole = patching.measure(model, CLEAN, CORRUPTED, ls.Direction(torch.ones(tiny.D_MODEL), "blocks.1.hook_resid_mid"))
+    scope = ls.Direction(torch.ones(tiny.D_MODEL), "blocks.1.hook_resid_mid")
+    whole = patching.measure(model, CLEAN, CORRUPTED, scope, sites="embed")
     monkeypatch.setattr("lens_scopes.patching.value._LOGITS", 3 * tiny.VOCAB)
-    parts = patching.measure(model, CLEAN, CORRUPTED, ls.Direction(torch.ones(tiny.D_MODEL), "blocks.1.hook_resid_mid"))
+    parts = patching.measure(model, CLEAN, CORRUPTED, scope, sites="embed")
     assert_close(parts.values, whole.values, 1e-12)
     assert whole.values.abs().max() > 1e-3
 

@@ -42,7 +42,8 @@ def carriers(
                 row |= dict(zip("qkv", composition[:, layer, head].sum(0).tolist(), strict=True))
             rows.append(row)
         rows.append({"kind": "mlp", "layer": layer, "head": None, "influence": float(mlps[:, layer].sum())})
-    frame = pd.DataFrame([row for row in rows if kind in (None, row["kind"])])
+    frame = pd.DataFrame(rows)
+    frame = frame[frame.kind == kind].reset_index(drop=True) if kind else frame
     frame.insert(4, "share", frame.influence / total if total else 0.0)
     past = skip.sum(0).tolist()
     frame.insert(5, "skip", [past[layer] / total if total else 0.0 for layer in frame.layer])

@@ -136,8 +136,7 @@ class Meta(TypedDict, total=False):
 
     # How well it is known.
     coverage: float | list[float]
-    """The share of the squared form that the cotangents carry exactly. The rest is missing from a truncation; of an
-    estimate it is in the random probes, and ``stderr`` says how well it is known. 1 of everything else."""
+    """The share that cotangents carry exactly: a truncation misses the rest, an estimate probes it (``stderr``)."""
     notes: list[Note]
     """By position, what the scope says about its cotangents."""
     method: str
