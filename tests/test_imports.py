@@ -32,7 +32,7 @@ LEVELS = (
         "scopes/prediction",
         "scopes/summands",
     ),
-    ("results/alike", "results/wellformed"),
+    ("results/alike", "results/sameness", "results/wellformed"),
     (
         "results/difference",
         "results/files",

@@ -1,5 +1,6 @@
 """Profiles of a run: what ``ls.profile`` says of all its Scores, by SQL over the parts."""
 
+import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from lens_scopes.corpus.plan import Plan
 from lens_scopes.corpus.rows import Row
 from lens_scopes.results.arguments import Integer, integer
 from lens_scopes.results.profiles import Profile
-from lens_scopes.results.prompt_means import fewest, place_label, site_labels
+from lens_scopes.results.prompt_means import fewest, place_label, refuse_mixed_facts, site_labels
 from lens_scopes.results.provenance import Meta, unit_text
 from lens_scopes.sites import has_heads, named
 
@@ -27,8 +28,8 @@ def profile(
     """See ``Corpus.profile``.
 
     Raises:
-        ValueError: another word for ``by``, fewer than two prompts, several units or positions, or a site that has to
-            be named.
+        ValueError: another word for ``by``, fewer than two prompts, several units, scopes or positions, or a site that
+            has to be named.
 
     """
     bins = integer(bins, "bins", 1)
@@ -86,6 +87,8 @@ def _units(tables: "duckdb.DuckDBPyConnection", kind: str) -> Any:
     if others:
         msg = f"scores in {units} and in {others[0][0]} units do not fit one profile; .sql(...) can tell them apart"
         raise ValueError(msg)
+    metas = tables.sql("select distinct meta from prompts where error is null").fetchall()
+    refuse_mixed_facts([json.loads(meta) for (meta,) in metas])
     if targets > 1:
         msg = "a profile is about one position explained, and this run has several for a prompt; see .tokens()"
         raise ValueError(msg)
@@ -117,5 +120,5 @@ def _meta(plan: Plan) -> Meta:
     own = {"target", "versus"} & scope.get("fields", {}).keys()
     if any(own & Row.of_json(text).keys() for text in plan.table["asked"].to_pylist()):
         scope = {"kind": scope["kind"], "fields": {}, "text": f"{scope['kind']} of each prompt's own target"}
-    kept = {key: question[key] for key in ("model", "host", "dtype", "along", "versions")}
+    kept = {key: question[key] for key in ("model", "host", "dtype", "along", "versions", "hooks") if key in question}
     return {"scope": scope, **kept}  # pyright: ignore[reportReturnType]

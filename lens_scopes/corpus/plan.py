@@ -18,6 +18,7 @@ from lens_scopes.corpus.rows import Row
 from lens_scopes.results import files
 from lens_scopes.results.labelled import whole
 from lens_scopes.results.provenance import digest, plain
+from lens_scopes.results.sameness import untold
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -132,14 +133,22 @@ class Plan:
         """Refuse to go on with a run that asked something else.
 
         Raises:
-            ValueError: naming the field that differs, and both values.
+            ValueError: naming the field that differs, and both values; or a function that cannot be told from others.
 
         """
         asked = plain(question)
+        why = untold(self.question) or untold(asked)
+        if why:
+            msg = (
+                f"{self.out} holds a run already, and whether this asks the same cannot be told: of a function of its "
+                f"scope or hooks {why}; write another folder, or give the function numbers, texts and tensors alone"
+            )
+            raise ValueError(msg)
         for name in dict.fromkeys((*self.question, *asked)):
             was, now = self.question.get(name), asked.get(name)
             if was != now:
                 said = f"{name} was {_said(was)}, and is {_said(now)} now"
+                said += " (another function)" if _said(was) == _said(now) else ""
                 msg = f"{self.out} holds a run of another question: {said}; write another folder, or ask the same"
                 raise ValueError(msg)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -325,22 +325,19 @@ def _told(name: str, method: AnyMethod) -> Any:
     """A method so that another one of the same name is told apart.
 
     Raises:
-        ValueError: a function that remembers values from where it was written: they are nowhere to be read.
+        ValueError: a function that reads what has no identity in data: a model, a file.
 
     """
     if isinstance(method, str):
         return method
-    function = getattr(method, "fn", method)
-    while isinstance(function, partial):
-        function = function.func
-    if getattr(function, "__closure__", None):
+    data = data_of(method)  # type: ignore[arg-type]
+    if why := untold(data):
         msg = (
-            f"resume cannot tell whether {name!r} is the same method in a later run: its function remembers values "
-            "from where it was written; give them by functools.partial, or compare without resume"
+            f"resume cannot tell whether {name!r} is the same method in a later run: {why}; give it numbers, texts and "
+            "tensors alone (a method gets the model as question.model), or compare without resume"
         )
         raise ValueError(msg)
-    code = getattr(function, "__code__", None)
-    return [data_of(method), None if code is None else [code.co_code.hex(), repr(code.co_consts), code.co_names]]  # type: ignore[arg-type]
+    return data
 
 
 def _ranks(effects: Float[Tensor, " kept"], kept: list[int], values: list[Tensor]) -> Float[Tensor, " method"]:

@@ -106,8 +106,6 @@ def _refuse_mixed(results: Sequence[Scores | Flow]) -> None:
     told: list[tuple[str, Callable[[Any], Any]]] = [
         ("kinds of results", lambda one: type(one).__name__),
         ("units", _unit),
-        ("scopes", lambda one: _scope(one.meta)),
-        *((name, lambda one, name=name: one.meta.get(name)) for name in _ALIKE),
         ("sites", lambda one: one.coords.get("site") if isinstance(one, Scores) else None),
         (
             "sources",
@@ -118,11 +116,29 @@ def _refuse_mixed(results: Sequence[Scores | Flow]) -> None:
         ("methods", lambda one: one.meta.get("method") if "patching" in one.meta else None),
         ("kinds of flows", lambda one: "against another prompt" if "corrupted_token_ids" in one.meta else "of one"),
     ]
+    _refuse_unequal(results, told)
+    refuse_mixed_facts([one.meta for one in results])
+
+
+def refuse_mixed_facts(metas: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to average numbers that were obtained in different ways, or of different scopes.
+
+    Raises:
+        ValueError: naming what differs, and how.
+
+    """
+    _refuse_unequal(metas, [("scopes", _scope), *((name, lambda one, name=name: one.get(name)) for name in _ALIKE)])
+
+
+def _refuse_unequal(some: Sequence[Any], told: Sequence[tuple[str, Callable[[Any], Any]]]) -> None:
     for what, of in told:
-        first = of(results[0])
-        other = next((value for value in map(of, results) if value != first), first)
+        first = of(some[0])
+        other = next((value for value in map(of, some) if value != first), first)
         if other != first:
-            msg = f"a mean is over results of one kind, and these have different {what}: {first} and {other}"
+            write = ""
+            if what == "scopes" and "'is': {" in f"{first}{other}":
+                write = "; functions that mean the same get one name: ls.Metric(fn, name=...)"
+            msg = f"a mean is over results of one kind, and these have different {what}: {first} and {other}{write}"
             raise ValueError(msg)
 
 
@@ -138,11 +154,16 @@ def _unit(result: Scores | Flow) -> str:
 
 
 def _scope(meta: Mapping[str, Any]) -> Any:
-    """A scope without what may differ from prompt to prompt; but whether there is a contrast does not."""
+    """A scope without what may differ from prompt to prompt; but whether there is a contrast does not.
+
+    A function is what it does, unless its scope was given a name: that says that functions mean the same.
+    """
     if "difference" in meta:
         return [_scope(side) for side in meta["difference"]]
     scope = meta.get("scope", {"kind": "?", "fields": {}})
     kept = {key: value for key, value in scope["fields"].items() if key not in _OWN}
+    if kept.get("name") is not None and scope["kind"] != "function":
+        kept = {key: value for key, value in kept.items() if not (isinstance(value, Mapping) and "function" in value)}
     return scope["kind"], kept, "against another token" if scope["fields"].get("versus") is not None else "one token"
 
 

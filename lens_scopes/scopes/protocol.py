@@ -44,6 +44,7 @@ from torch import Tensor
 
 from lens_scopes.results.arguments import shown, vector
 from lens_scopes.results.provenance import ScopeData, plain
+from lens_scopes.results.sameness import identity
 from lens_scopes.scopes.state import Cotangents, FinalState
 from lens_scopes.sites import FINAL, one
 
@@ -214,7 +215,8 @@ def data_of(scope: Scope) -> ScopeData:
     """A scope as data for ``meta``, JSON-like.
 
     The kind is the bare name of this package's scopes and the full name of anybody else's. Tensors are named by shape
-    and digest, functions by name: results of different probes differ in their provenance, though it cannot remake them.
+    and digest, functions by name and code (``sameness``): results of different probes differ in their provenance, though
+    it cannot remake them.
     """
     kind, text = type(scope), text_of(scope)
     own = getattr(scope, "fields", None)
@@ -225,7 +227,8 @@ def data_of(scope: Scope) -> ScopeData:
     elif isinstance(scope, tuple) and hasattr(scope, "_asdict"):
         given = scope._asdict()  # type: ignore[attr-defined] - of a NamedTuple
     else:
-        return {"kind": "function", "fields": {"name": _full_name(scope)} | _bound(scope), "text": text}
+        given = {"name": _full_name(scope)} | _bound(scope) | {"is": identity(scope)}
+        return {"kind": "function", "fields": given, "text": text}
     name = kind.__name__ if _kinds().get(kind.__name__) is kind else f"{kind.__module__}.{kind.__qualname__}"
     return {"kind": name, "fields": {str(key): _plain(value) for key, value in given.items()}, "text": text}
 
@@ -295,7 +298,7 @@ def _plain(value: Any) -> Any:
             "digest": hashlib.blake2b(whole.numpy().tobytes(), digest_size=8).hexdigest(),
         }
     if callable(value):
-        return {"function": getattr(value, "__qualname__", type(value).__qualname__)}
+        return {"function": getattr(value, "__qualname__", type(value).__qualname__), "is": identity(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(one) for key, one in value.items()}
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else plain(value)
