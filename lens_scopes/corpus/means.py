@@ -37,7 +37,10 @@ def profile(
     sites = [_site(plan, kind, site)] if kind in queries.OF_ONE_SITE else plan.question["sites"]
     if kind == "relative_position":
         bins = fewest(bins, *tables.execute("select coalesce(max(target_pos), 0) from tokens").fetchall())
-    query = queries.each(kind, _units(tables, kind), sites[0], bins)
+    units = _units(tables, kind)
+    metas = tables.sql("select distinct meta from prompts where error is null").fetchall()
+    refuse_mixed_facts([json.loads(meta) for (meta,) in metas])
+    query = queries.each(kind, units, sites[0], bins)
     if by == "token":
         query = queries.commonest(query, _TOP if top is None else integer(top, "top", 1))
     found = {name: column.tolist() for name, column in tables.execute(query).fetchnumpy().items()}
@@ -47,7 +50,7 @@ def profile(
     each = torch.full((len(prompts), len(columns)), torch.nan, dtype=torch.float64, device="cpu")
     places = [prompts[row] for row in found["row"]], [columns[label] for label in found["label"]]
     each[places] = torch.tensor(found["value"], dtype=torch.float64, device="cpu")
-    unit = f"{'influence' if kind == 'flow' else 'score'} ({unit_text({'units': _units(tables, kind)})})"
+    unit = f"{'influence' if kind == 'flow' else 'score'} ({unit_text({'units': units})})"
     return Profile(each, tuple(shown.values()), by, unit, meta=_meta(plan))
 
 
@@ -87,8 +90,6 @@ def _units(tables: "duckdb.DuckDBPyConnection", kind: str) -> Any:
     if others:
         msg = f"scores in {units} and in {others[0][0]} units do not fit one profile; .sql(...) can tell them apart"
         raise ValueError(msg)
-    metas = tables.sql("select distinct meta from prompts where error is null").fetchall()
-    refuse_mixed_facts([json.loads(meta) for (meta,) in metas])
     if targets > 1:
         msg = "a profile is about one position explained, and this run has several for a prompt; see .tokens()"
         raise ValueError(msg)

@@ -35,6 +35,7 @@ from lens_scopes.host.undo import guarded
 from lens_scopes.results import files, labelled, wellformed
 from lens_scopes.results.arguments import Integer, flag, integer, listed, probability, seeded, shown
 from lens_scopes.results.provenance import Meta, versions
+from lens_scopes.results.sameness import untold
 from lens_scopes.scopes.protocol import Scope, data_of
 from lens_scopes.views import markup
 
