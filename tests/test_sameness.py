@@ -118,7 +118,7 @@ def test_a_folder_holds_one_function(model, tmp_path, kind):
     one, other = PAIRS[kind]
     first = ls.corpus.run(model, PROMPTS, ls.Metric(one), tmp_path)
     assert ls.corpus.run(model, PROMPTS, ls.Metric(one), tmp_path).done == first.done == len(PROMPTS)
-    with pytest.raises(ValueError, match="another question: scope .* write another folder"):
+    with pytest.raises(ValueError, match=r"another question: scope .* write another folder"):
         ls.corpus.run(model, PROMPTS, ls.Metric(other), tmp_path)
 
 
@@ -134,10 +134,26 @@ def test_a_folder_holds_the_method_of_one_object(model, tmp_path):
         ls.corpus.run(model, PROMPTS, Reader(6).scope, tmp_path)
 
 
+@dataclass(frozen=True)
+class Mine:
+    row: int
+
+    def __call__(self, state):
+        return state.rows(self.row + WHICH)
+
+
+def test_a_folder_holds_one_class(model, tmp_path, monkeypatch):
+    ls.corpus.run(model, PROMPTS, Mine(3), tmp_path)
+    assert ls.corpus.run(model, PROMPTS, Mine(3), tmp_path).done == len(PROMPTS)
+    monkeypatch.setitem(globals(), "WHICH", 2)
+    with pytest.raises(ValueError, match="another function"):
+        ls.corpus.run(model, PROMPTS, Mine(3), tmp_path)
+
+
 def test_a_run_whose_function_cannot_be_told_does_not_go_on(model, tmp_path):
     scope = ls.Metric(reads_a_model)
     assert ls.corpus.run(model, PROMPTS, scope, tmp_path).done == len(PROMPTS)
-    with pytest.raises(ValueError, match="cannot be told: .*class Linear.*write another folder"):
+    with pytest.raises(ValueError, match=r"cannot be told: .*class Linear.*write another folder"):
         ls.corpus.run(model, PROMPTS, scope, tmp_path)
 
 
@@ -157,9 +173,9 @@ def test_hooks_are_part_of_the_question(backend, tmp_path):
     assert found.profile("site").meta["hooks"] == ls.profile(list(found.scores()), "site").meta["hooks"]
     with pytest.raises(ValueError, match="another question: hooks"):
         ls.corpus.run(model, PROMPTS, ls.Semantic(), tmp_path / "hooked")
-    with model.hooks([("blocks.0.hook_resid_post", partial(doubled, by=3))]):
-        with pytest.raises(ValueError, match="another question: hook functions"):
-            ls.corpus.run(model, PROMPTS, ls.Semantic(), tmp_path / "hooked")
+    others = model.hooks([("blocks.0.hook_resid_post", partial(doubled, by=3))])
+    with others, pytest.raises(ValueError, match="another question: hook functions"):
+        ls.corpus.run(model, PROMPTS, ls.Semantic(), tmp_path / "hooked")
 
 
 def test_a_hook_that_cannot_be_told_does_not_go_on(model, tmp_path):
@@ -200,7 +216,7 @@ def test_a_journal_holds_the_rows_of_one_global(model, tmp_path, monkeypatch):
 
 
 def test_a_method_that_cannot_be_told_is_not_resumed(model, tmp_path):
-    with pytest.raises(ValueError, match="same method in a later run: .*class Linear.*compare without resume"):
+    with pytest.raises(ValueError, match=r"same method in a later run: .*class Linear.*compare without resume"):
         compare_methods(model, PROMPTS[1:], {"mine": ls.Metric(reads_a_model)}, resume=tmp_path / "rows.jsonl")
 
 
@@ -208,7 +224,7 @@ def test_a_corpus_averages_what_profile_averages(model, tmp_path):
     rows = [{"prompt": PROMPTS[0], "target": 5}, {"prompt": PROMPTS[1], "target": 5, "versus": 6}]
     found = ls.corpus.run(model, rows, ls.Semantic(), tmp_path)
     for call in (lambda: ls.profile(list(found.scores()), "site"), found.profile):
-        with pytest.raises(ValueError, match="different scopes: .*(one|another) token.* and .*(one|another) token"):
+        with pytest.raises(ValueError, match=r"different scopes: .*(one|another) token.* and .*(one|another) token"):
             call()
 
 

@@ -12,7 +12,17 @@ from lens_scopes.corpus.plan import RUN, Plan, digest_of_rows
 from lens_scopes.corpus.ray_pool import answered, refuse_without_ray
 from lens_scopes.corpus.read import Corpus, open
 from lens_scopes.corpus.rows import Row, rows_of
-from lens_scopes.corpus.worker import Model, OnError, Question, Worker, function_of, hooks_of, identity, is_loaded, model_of
+from lens_scopes.corpus.worker import (
+    Model,
+    OnError,
+    Question,
+    Worker,
+    function_of,
+    hooks_of,
+    identity,
+    is_loaded,
+    model_of,
+)
 from lens_scopes.host import Host
 from lens_scopes.host.differentiable import refuse_dropout
 from lens_scopes.host.prompts import Positions
@@ -73,7 +83,8 @@ def run(
 
     Raises:
         ValueError: ``out`` has a run of another question (the text names what differs), or one while ``resume`` is
-            False, or one with a function that reads what has no identity in data; no prompts, an id twice, or a column with the name of one of the results'.
+            False, or one with a function that reads what has no identity in data; no prompts, an id twice, or a column
+            with the name of one of the results'.
         RuntimeError: another run is at work in ``out``; or a model in train mode with dropout.
         ImportError: workers without Ray: pip install 'lens-scopes[ray]'.
         KeyboardInterrupt: Ctrl-C, after the unit in work is done (a second one: at once).

@@ -7,16 +7,18 @@ a function that reads it. Random numbers and files that a function opens are now
 """
 
 import dis
+import hashlib
 import json
 import sys
 import sysconfig
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path, PurePath
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, NoReturn
 from uuid import uuid4
 from weakref import finalize
 
@@ -34,6 +36,7 @@ _PLACES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", 
 #: Bases that keep nothing outside of an object's ``__dict__``.
 _BARE = ("builtins.object", "abc.ABC", "typing.Generic", "typing.Protocol")
 _NOT_CODE = ("__dict__", "__weakref__", "__module__", "__qualname__", "__doc__", "__annotations__", "__slots__")
+_DESCRIPTORS = ("member_descriptor", "getset_descriptor", "_tuplegetter")
 _tokens: dict[int, str] = {}
 
 
@@ -88,7 +91,7 @@ def _installed(name: str | None) -> bool:
     """Whether a module comes from Python or from an installed package, whose versions are known."""
     top = str(name).partition(".")[0]
     if top == "lens_scopes" or top in sys.stdlib_module_names:
-        return top != "__main__"
+        return True
     path = getattr(sys.modules.get(str(name)), "__file__", None) or getattr(sys.modules.get(top), "__file__", None)
     return path is not None and any(Path(path).resolve().is_relative_to(place) for place in _PLACES)
 
@@ -149,7 +152,7 @@ class _Teller:
     def _function(self, function: FunctionType, depth: int) -> Any:
         inner = [self._cell(cell, depth) for cell in function.__closure__ or ()]
         given = self.tell([function.__defaults__, function.__kwdefaults__], depth)
-        if _installed(function.__module__):
+        if _installed(function.__globals__.get("__name__")):  # not __module__, which a decorator writes
             return ["function", _name(function), inner, given]
         read = {name: self._read(function, name, depth) for name in sorted(_globals(function.__code__))}
         return ["function", self._code(function.__code__, depth), inner, given, read]
@@ -182,7 +185,7 @@ class _Teller:
         if _installed(kind.__module__):
             return ["class", _name(kind)]
         if type(kind) is not type and not _installed(type(kind).__module__):
-            _refuse(kind, "a class with a class of its own")
+            _refuse("a class with a class of its own")
         own = {name: _bare(one) for name, one in vars(kind).items() if _is_code(name, one)}
         bases = [self.tell(base, depth) for base in kind.__bases__]
         return ["class", kind.__qualname__, bases, {name: self.tell(one, depth) for name, one in own.items()}]
@@ -198,18 +201,12 @@ class _Teller:
         else:
             own = [base for base in kind.__mro__ if _installed(base.__module__) and _name(base) not in _BARE]
             if own or not hasattr(value, "__dict__") or _installed(kind.__module__):
-                _refuse(value, f"an object of class {kind.__qualname__}")
+                _refuse(f"an object of class {kind.__qualname__}")
             given = dict(vars(value))
         return ["object", self.tell(kind, depth), self.tell(given, depth)]
 
 
-def _refuse(value: Any, what: str) -> None:
-    """Raise.
-
-    Raises:
-        UntoldError: always.
-
-    """
+def _refuse(what: str) -> NoReturn:
     msg = f"it holds or reads {what}, which has no identity in data"
     raise UntoldError(msg)
 
@@ -218,6 +215,8 @@ def _bare(one: Any) -> Any:
     """What stands in a class, without what wraps it."""
     if isinstance(one, property):
         return [one.fget, one.fset]
+    if isinstance(one, cached_property):
+        return one.func
     return one.__func__ if isinstance(one, staticmethod | classmethod) else one
 
 
@@ -225,7 +224,7 @@ def _is_code(name: str, one: Any) -> bool:
     """Whether it is the class's own: not what Python or ``dataclass`` notes there, nor a field's descriptor."""
     if name.startswith("__") and name.endswith("__"):
         return name not in _NOT_CODE and isinstance(one, FunctionType) and one.__code__.co_filename != "<string>"
-    return name != "_abc_impl" and type(one).__name__ not in ("member_descriptor", "getset_descriptor")
+    return name != "_abc_impl" and type(one).__name__ not in _DESCRIPTORS
 
 
 def _nested(code: CodeType) -> list[CodeType]:
@@ -244,9 +243,18 @@ def _names(code: CodeType) -> frozenset[str]:
 
 def _array(value: Any) -> Any:
     """A tensor or an array: its type, its shape and every number of it."""
-    whole = value.detach().cpu().contiguous() if isinstance(value, Tensor) else np.ascontiguousarray(value)
-    size = whole.numel() if isinstance(whole, Tensor) else whole.size
-    if size > _LARGEST or whole.dtype == object:
-        _refuse(value, f"an array of {size:,} numbers")
-    raw = whole.reshape(-1).view(torch.uint8).numpy() if isinstance(whole, Tensor) else whole
-    return [type(value).__name__, str(value.dtype), list(value.shape), digest(raw.tobytes().hex())]
+    size, raw = value.numel() if isinstance(value, Tensor) else value.size, None
+    if size <= _LARGEST and value.dtype != object:
+        with suppress(RuntimeError, NotImplementedError, TypeError):  # sparse, quantised, or without numbers
+            raw = _bytes(value)
+    if raw is None:
+        _refuse(f"an array of {size:,} {value.dtype} numbers")
+    return [type(value).__name__, str(value.dtype), list(value.shape), hashlib.blake2b(raw, digest_size=16).hexdigest()]
+
+
+def _bytes(value: Any) -> bytes:
+    if not isinstance(value, Tensor):
+        return value.tobytes()
+    return (
+        value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    )

@@ -215,8 +215,8 @@ def data_of(scope: Scope) -> ScopeData:
     """A scope as data for ``meta``, JSON-like.
 
     The kind is the bare name of this package's scopes and the full name of anybody else's. Tensors are named by shape
-    and digest, functions by name and code (``sameness``): results of different probes differ in their provenance, though
-    it cannot remake them.
+    and digest, functions and anybody else's classes by name and, as "is", by what they do (``sameness``): results of
+    different probes differ in their provenance, though it cannot remake them.
     """
     kind, text = type(scope), text_of(scope)
     own = getattr(scope, "fields", None)
@@ -229,8 +229,10 @@ def data_of(scope: Scope) -> ScopeData:
     else:
         given = {"name": _full_name(scope)} | _bound(scope) | {"is": identity(scope)}
         return {"kind": "function", "fields": given, "text": text}
-    name = kind.__name__ if _kinds().get(kind.__name__) is kind else f"{kind.__module__}.{kind.__qualname__}"
-    return {"kind": name, "fields": {str(key): _plain(value) for key, value in given.items()}, "text": text}
+    known = {str(key): _plain(value) for key, value in given.items()}
+    if _kinds().get(kind.__name__) is kind:
+        return {"kind": kind.__name__, "fields": known, "text": text}
+    return {"kind": f"{kind.__module__}.{kind.__qualname__}", "fields": known | {"is": identity(kind)}, "text": text}
 
 
 def _full_name(function: Any) -> str:
