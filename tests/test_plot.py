@@ -160,7 +160,10 @@ def test_the_title_says_which_token_is_explained_how_likely_and_of_what_rank(bac
 
     def title(result):
         figure = plot(result, backend=backend)
-        text = figure._suptitle.get_text() if backend == "matplotlib" else figure.layout.title.text
+        if backend == "plotly":
+            text = figure.layout.title.text
+        else:
+            text = (figure._suptitle or figure.axes[0].title).get_text() or figure.axes[0].get_title("left")
         return " ".join(text.replace("<br>", " ").split())
 
     about = {"id": 1, "text": " loves", "p": 0.0149, "rank": 1}
