@@ -49,6 +49,7 @@ nitpick_ignore_regex = [
 ]
 
 default_role = "code"
+highlight_language = "text"  # of blocks that name none
 smartquotes = False  # "--sources" has two dashes
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"

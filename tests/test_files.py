@@ -218,6 +218,11 @@ def test_nothing_is_saved_that_could_not_be_read(tmp_path):
     scores = made("Scores")
     with pytest.raises(ValueError, match=r"this Scores cannot be saved.*'values' holds NaN"):
         replace(scores, values=scores.values * torch.nan).save(tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.wrong_types
+def test_nor_tensors_of_other_axes(tmp_path):
     with pytest.raises(ValueError, match=r"this Flow cannot be saved.*'heads'"):
         replace(flow(("a", "b")), heads=torch.zeros(3)).save(tmp_path / "x")
     assert list(tmp_path.iterdir()) == []

@@ -60,7 +60,7 @@ def describe(run: Trace, prompt: int, made: Sequence[Cotangents], asked: Asked, 
         "coverage": coverage if asked.several and not together else coverage[0],
         "notes": notes,
         "freeze": listed(freeze),
-        "hooks": list(host.hooked()),
+        "hooks": list(run.hooked),
         "versions": versions(),
     }
 

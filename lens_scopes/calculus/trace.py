@@ -42,6 +42,8 @@ class Trace:
     """Logits before the output transform, outside the graph."""
     held: tuple[Hook, ...] = ()
     """The hooks of a frozen linearisation."""
+    hooked: tuple[str, ...] = ()
+    """Where the user's own hooks were in force."""
 
     def state(self, prompt: int, index: int) -> FinalState:
         """What a scope gets to see: the end of one prompt at one of the positions. It does not hold the graph."""
@@ -93,7 +95,7 @@ class Trace:
     def _reading(self, reference: FinalState) -> Callable[[Tensor, int | None], Tensor]:
         host, readout, dtype = self.host, self.readout, self.raw.dtype
         allowed = (1e-5 if dtype in (torch.float32, torch.float64) else 1e-2) * reference.logits.abs().max()
-        as_it_is = not any(name.startswith("unembed") for name in host.hooked())
+        as_it_is = not any(name.startswith("unembed") for name in self.hooked)
 
         def whole(y: Tensor) -> Tensor:
             return readout.transform(raw_logits(host, y.to(dtype))).to(reference.logits)
@@ -173,4 +175,5 @@ def trace_of(
             raw = raw_logits(host, y)
             for values in (y, raw):
                 refuse_nonfinite(host, tokens, {FINAL: values})
-    return Trace(host, readout, tokens, tuple(positions), captured.sites, captured.handles, last, y, raw, tuple(held))
+    ends = (last, y, raw, tuple(held), host.hooked())
+    return Trace(host, readout, tokens, tuple(positions), captured.sites, captured.handles, *ends)

@@ -45,7 +45,7 @@ class Comparison:
     """Of the random orders."""
 
     @cached_property
-    def where(self) -> Bool[Tensor, "site ..."]:
+    def where(self) -> Bool[Tensor, "..."]:
         """The places measured."""
         return ~self.measured.values.isnan()
 

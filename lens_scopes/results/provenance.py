@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, TypedDict
 
@@ -288,10 +289,12 @@ def prompt_text(meta: Mapping[str, Any], tokens: Sequence[str]) -> str:
 
 def versions() -> dict[str, str]:
     """What made a result: this package, TransformerLens, torch."""
-    found = {}
-    for package in ("lens-scopes", "transformer-lens", "torch"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "unknown"
-    return found
+    return {package: _version(package) for package in ("lens-scopes", "transformer-lens", "torch")}
+
+
+@cache  # read from a file of the installation, which takes longer than a short prompt's score
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
