@@ -1,5 +1,6 @@
 """The finite differences that results are checked with, against derivatives that are known."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -211,3 +212,20 @@ def test_a_check_is_of_the_model_and_the_scope_that_the_result_is_of():
         for scope in (ls.Semantic(8), ls.Semantic(7, 8), ls.Temperature()):
             with pytest.raises(ValueError, match=r"is of Semantic\(target=7\), got scope="):
                 result.check(model, scope=scope)
+
+
+def test_a_result_of_a_larger_vocabulary_is_refused():
+    """Its ids are none of this model's."""
+    model = tiny.host("llama", tiny.BACKENDS[0])
+    scores = ls.score(model, tiny.tokens(5), ls.Semantic(7), sites="embed")
+    other = replace(scores, meta=scores.meta | {"token_ids": [tiny.VOCAB + 5] * 5})
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        other.check(model)
+
+
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_what_a_hook_sets_to_zero_can_be_checked(backend):
+    model = tiny.fresh_host("llama", backend)
+    with model.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda x, hook: x * 0)]):
+        scores = ls.score(model, tiny.tokens(5), ls.Semantic(7), sites=["blocks.0.hook_mlp_out"])
+        assert scores.check(model)["max_error"] < 1e-3
