@@ -133,6 +133,22 @@ def test_moves_together_are_moves_alone(pair, sites, monkeypatch):
 
 @pytest.mark.host
 @pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_errors_are_relative_to_the_score_and_not_to_a_direction(backend):
+    """A random direction may hardly be felt; of one cotangent the strongest is the gradient, and the score its length."""
+    report = ls.score(tiny.host("gpt2", backend, torch.float32), tiny.tokens(), ls.Semantic(7)).check(
+        tiny.host("gpt2", backend, torch.float32)
+    )
+    strongest = {(p["site"], p["pos"]): p["predicted"] for p in report["places"] if p["direction"] == "strongest"}
+    others = [p for p in report["places"] if p["direction"] == "random"]
+    assert len(others) == len(strongest) == 4
+    for place in others:
+        score, difference = strongest[place["site"], place["pos"]], abs(place["predicted"] - place["measured"])
+        assert max(place["predicted"], place["measured"]) < 0.9 * score
+        assert place["error"] == pytest.approx(difference / score, rel=1e-5)
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
 def test_a_value_that_was_doubled_is_found(backend):
     model = tiny.host("deep-llama", backend)
     scores = ls.score(model, tiny.tokens(7), ls.Semantic(7))
