@@ -227,9 +227,10 @@ def tables(path):
                 f"most {max(points)}; gap: median {statistics.median(gaps):.2%}, largest {gaps[-1]:.2%}."
             )
             if exact:
+                how = f"within {max(exact):.0e} of the largest score" if any(exact) else "the same number for number"
                 said += (
-                    f" TransformerLens's `attribution_patch` is within {max(exact):.0e} of the largest score of "
-                    f"`gradient` ({len(exact)} pairs, z and mlp_out by position)."
+                    f" TransformerLens's `attribution_patch` and `gradient` are {how} ({len(exact)} pairs, z and mlp_out "
+                    "by position)."
                 )
             text += [said, table(rows)]
         if text:

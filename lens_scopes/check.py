@@ -115,7 +115,7 @@ def check_scores(scores: Scores, model: Any, *, scope: Scope | None = None, plac
             "random": torch.randn(g.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(g.device),
         }
         for kind, u in directions.items():
-            length = float(activation.detach().double().norm())
+            length = float(activation.detach().double().norm()) or 1.0  # what a hook sets to zero has no length
             moves.append(_Move(place | {"direction": kind}, g, at, u / u.norm(), length))
     report = []
     for move, change in zip(moves, _changes(kept, asked.positions, inner, moves), strict=True):

@@ -263,8 +263,9 @@ def _refuse_unbalanced(run: Trace, books: Books, totals: Tensor) -> None:
     if not books.worst <= _BROKEN.get(run.y.dtype, 5e-2):
         hooks = ", ".join(run.host.hooked())
         why = (
-            f"with hooks of yours in force ({hooks}), whose two derivatives do not agree; without them: "
-            "model.reset_hooks(), or run score(...)"
+            f"with hooks of yours in force ({hooks}): their two derivatives do not agree, or they edit the stream at a "
+            "hook_resid_post, after the block's books are closed (the next block's hook_resid_pre is the same tensor: "
+            "hang them there); without them: model.reset_hooks(), or run score(...)"
             if hooks
             else "so that tangents or gradients go past its hooks; run score(...), try the other host class, or a "
             "model that is not compiled"

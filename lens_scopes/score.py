@@ -60,8 +60,9 @@ def score(
             ``Continuation()``, which explains several tokens as one.
         position: the position(s) whose next-token prediction is explained: an index, a list, "all", or the name of a
             Text's span: the positions that predict its tokens.
-        sites: None for the embedding and every ``hook_resid_post``; a shorthand for all layers ("embed", "resid_pre",
-            "resid_mid", "resid_post", "attn_out", "mlp_out", or "z", "q", "k", "v" by head); or hook names.
+        sites: None for the embedding and every ``hook_resid_post``, up to where a Direction reads; a shorthand for all
+            layers ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", or "z", "q", "k", "v" by
+            head); or hook names.
         along: None for norms; "activation" or a tensor [site, pos, d_model] x for ⟨J_tᵀv, x⟩, signed (for a squared
             scope Σ_i w_i⟨J_tᵀv_i, x⟩²).
         freeze: parts of the model held constant in the linearisation: "norm" (scales), "attention" (patterns), "mlp"
@@ -131,7 +132,7 @@ def score_batch(
     if len(each) != len(prompts):
         msg = f"{len(prompts)} prompts but {len(each)} scopes; give one for all or one per prompt"
         raise ValueError(msg)
-    options = Options(host.sites(sites), along, freeze, reduce)
+    options = Options(host.sites(sites, *map(site_of, each)), along, freeze, reduce)
     asked = [ask(host, prompt, scope, position) for prompt, scope in zip(prompts, each, strict=True)]
     alike: dict[tuple[int, tuple[int, ...]], list[int]] = defaultdict(list)
     for i, one in enumerate(asked):

@@ -6,7 +6,7 @@ is the host's business.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,17 +37,20 @@ class Sites:
     per_head: bool
 
 
-def resolve(sites: str | Sequence[str] | None, n_layers: int) -> Sites:
+def resolve(sites: str | Sequence[str] | None, n_layers: int, ends: Iterable[str] = ()) -> Sites:
     """What the user asked for, as hook names.
 
-    ``None`` is the input and every layer: ``hook_embed`` and ``hook_resid_post`` of each block, n_layers + 1 names.
+    ``None`` is the input and every layer: ``hook_embed`` and ``hook_resid_post`` of each block, n_layers + 1 names; or
+    those of them that come before all the places where scopes read the model (``ends``), if any does.
 
     Raises:
         TypeError: neither None, a string nor a sequence of strings.
         ValueError: nothing asked for, the same site twice, or sites with and without a head axis in one call.
     """
     if sites is None:
-        return Sites((EMBED, *(STREAM["resid_post"].format(layer) for layer in range(n_layers))), per_head=False)
+        every = (EMBED, *(STREAM["resid_post"].format(layer) for layer in range(n_layers)))
+        late = {name for end in ends for name in at_or_after(end, every, n_layers)}
+        return Sites(tuple(name for name in every if name not in late) or every, per_head=False)
     asked = list(sites) if isinstance(sites, Sequence) and not isinstance(sites, str) else [sites]
     if not all(isinstance(name, str) for name in asked):
         msg = f"sites must be hook names or shorthands, got {asked!r}; write e.g. sites='resid_post'"

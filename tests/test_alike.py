@@ -186,6 +186,17 @@ def test_side_by_side_and_in_a_difference_each_is_told_from_the_other(what):
     assert text in ls.show([flow(WORDS), other], "heads").static
 
 
+def test_a_product_with_the_activation_is_told_from_a_norm():
+    """They had one title and one line."""
+    norms = scores(WORDS)
+    products = changed(norms, along="activation", units="signed")
+    for text in (ls.show(products).title, repr(products)):
+        assert " × activation" in text
+    for text in (ls.show(norms).title, repr(norms)):
+        assert "×" not in text
+    assert " × activation" in ls.show([norms, products], "tokens").static
+
+
 @pytest.mark.parametrize("what", ["freeze", "hooks", "selection", "sums", "total"])
 def test_titles_and_lines_say_what_was_taken_and_done(what):
     facts, text = TOLD[what]

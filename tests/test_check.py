@@ -1,5 +1,6 @@
 """The finite differences that results are checked with, against derivatives that are known."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -132,6 +133,22 @@ def test_moves_together_are_moves_alone(pair, sites, monkeypatch):
 
 @pytest.mark.host
 @pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_errors_are_relative_to_the_score_and_not_to_a_direction(backend):
+    """A random direction may hardly be felt; of one cotangent the strongest is the gradient, and the score its length."""
+    report = ls.score(tiny.host("gpt2", backend, torch.float32), tiny.tokens(), ls.Semantic(7)).check(
+        tiny.host("gpt2", backend, torch.float32)
+    )
+    strongest = {(p["site"], p["pos"]): p["predicted"] for p in report["places"] if p["direction"] == "strongest"}
+    others = [p for p in report["places"] if p["direction"] == "random"]
+    assert len(others) == len(strongest) == 4
+    for place in others:
+        score, difference = strongest[place["site"], place["pos"]], abs(place["predicted"] - place["measured"])
+        assert max(place["predicted"], place["measured"]) < 0.9 * score
+        assert place["error"] == pytest.approx(difference / score, rel=1e-5)
+
+
+@pytest.mark.host
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
 def test_a_value_that_was_doubled_is_found(backend):
     model = tiny.host("deep-llama", backend)
     scores = ls.score(model, tiny.tokens(7), ls.Semantic(7))
@@ -195,3 +212,20 @@ def test_a_check_is_of_the_model_and_the_scope_that_the_result_is_of():
         for scope in (ls.Semantic(8), ls.Semantic(7, 8), ls.Temperature()):
             with pytest.raises(ValueError, match=r"is of Semantic\(target=7\), got scope="):
                 result.check(model, scope=scope)
+
+
+def test_a_result_of_a_larger_vocabulary_is_refused():
+    """Its ids are none of this model's."""
+    model = tiny.host("llama", tiny.BACKENDS[0])
+    scores = ls.score(model, tiny.tokens(5), ls.Semantic(7), sites="embed")
+    other = replace(scores, meta=scores.meta | {"token_ids": [tiny.VOCAB + 5] * 5})
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        other.check(model)
+
+
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_what_a_hook_sets_to_zero_can_be_checked(backend):
+    model = tiny.fresh_host("llama", backend)
+    with model.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda x, hook: x * 0)]):
+        scores = ls.score(model, tiny.tokens(5), ls.Semantic(7), sites=["blocks.0.hook_mlp_out"])
+        assert scores.check(model)["max_error"] < 1e-3

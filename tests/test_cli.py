@@ -58,6 +58,15 @@ def test_the_table_has_every_token_with_its_score(scope, backend):
         assert shown == pytest.approx(value, rel=0.01)
 
 
+def test_the_token_explained_has_its_probability_and_rank():
+    """It is not the model's first choice: both are said, and a blank at an end is seen."""
+    (_, target, *_) = ls.score(ls.load(tiny.directory("gpt2")), PROMPT, ls.Semantic()).meta["predictions"][0]
+    told = re.escape(f"({100 * target['p']:.2f}%, rank 1)")
+    for command in ("score", "flow"):
+        shown = call(command, PROMPT, "--model", tiny.directory("gpt2"), "--target", f"#{target['id']}").stdout
+        assert re.search(f"Explained: .*{told}", shown), shown
+
+
 def test_an_estimate_shows_its_standard_error():
     assert "stderr" in score("--scope", "fisher", "--passes", 4).stdout
     assert "stderr" not in score("--scope", "fisher", "--passes", "exact").stdout

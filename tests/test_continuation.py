@@ -1,5 +1,6 @@
 """Several tokens explained as one: against autograd through the model's own logits, and in everything that takes a scope."""
 
+import warnings
 from dataclasses import dataclass, replace
 
 import pytest
@@ -48,6 +49,24 @@ def objective(logits, t: ls.Text, kind: str):
     rows = logits[start - 1 : stop - 1]
     rows = rows.log_softmax(-1) if kind == "logprob" else rows
     return rows[range(stop - start), list(t.ids[start:stop])].sum()
+
+
+def test_an_answer_whose_first_word_lacks_its_blank_is_doubted():
+    """As ``Semantic`` does it: "cat" is another token than " cat", which is made the model's first choice."""
+    model, prompt = tiny.fresh_host("gpt2", tiny.BACKENDS[-1], torch.float32), "The dog"
+    (twin,), (bare,) = (model.tokenizer.encode(text, add_special_tokens=False) for text in (" cat", "cat"))
+    seen = []
+    ls.score(model, prompt, lambda state: (seen.append(state.y), state.y)[1], sites="embed")
+    model.W_U.data[:, twin] += 20 * seen[0] / (seen[0] @ seen[0])
+    assert ls.generate(model, prompt, max_new_tokens=1).ids[-1] == twin
+    said = rf"'cat' \(id {bare}, .* differs by a blank from ' cat' \(id {twin}, p .*likelier"
+    with pytest.warns(UserWarning, match=said):
+        scores = ls.score(model, prompt, ls.Continuation("cat the"), sites="embed")
+    assert scores.meta["targets"][0]["id"] == bare  # what was written is what is explained
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ls.score(model, prompt, ls.Continuation(" cat the"), sites="embed")
+        ls.score(model, prompt, ls.Continuation([bare]), sites="embed")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -113,6 +113,17 @@ def test_hosts_agree_with_hugging_face(hf_model, backend):
             torch.testing.assert_close(model(tokens), hf_model(tokens).logits, rtol=0, atol=1e-4)
 
 
+@pytest.mark.host
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_its_results_name_it_and_not_a_folder(backend):
+    """The folder is called "model", which says nothing in a paper, nor on a page beside another model's."""
+    case = demo.cases("ioi", n=1)[0]
+    scores = ls.score(demo.load(backend), case.prompt, ls.Semantic(case.answer), sites="embed")
+    assert scores.meta["model"] == "demo"
+    assert repr(scores).endswith(", demo)")
+    assert "on demo" in ls.show(scores).title
+
+
 def test_tokenizer_is_one_token_per_word(tokenizer):
     assert [tokenizer.convert_tokens_to_ids(word) for word in vocabulary()] == list(range(len(vocabulary())))
     for case in demo.cases(n=20, seed=15):

@@ -253,6 +253,20 @@ def test_two_units_have_two_scales_and_say_so():
         ls.Scores.plot([a, b])  # type: ignore[arg-type]
 
 
+def test_two_kinds_of_scope_have_two_scales_also_in_one_unit():
+    """A norm of logits' gradients and one of an entropy's have the same unit and nothing to compare."""
+    a, b = scores(WORDS), scores(WORDS)
+    b = replace(b, values=100 * b.values, meta=b.meta | {"scope": scope("Entropy()") | {"kind": "Entropy"}})
+    html = ls.show([a, b], "tokens").static
+    for box, result in zip(boxes(html), (a, b), strict=True):
+        row = result.values[0].tolist()
+        assert [c for c, _ in cells(box)] == [shade(v, max(row)) for v in row]
+    assert "score (norm), Semantic" in html
+    assert "score (norm), Entropy" in html
+    with pytest.raises(ValueError, match=r"2 units: score \(norm\), Semantic, score \(norm\), Entropy"):
+        ls.Scores.plot([a, b])  # type: ignore[arg-type]
+
+
 def test_headings_name_the_words_that_differ():
     a = scores(("<s>", " the", " black", " cat", " sat"))
     b = scores(("<s>", " the", " big", " grey", " cat", " sat"))

@@ -434,6 +434,64 @@ def test_errors_say_what_to_write(call, error, text):
         call(model())
 
 
+def upwards(question, start=0):
+    return torch.arange(start, start + len(question.tokens))
+
+
+def downwards(question, start=0):
+    return -torch.arange(start, start + len(question.tokens))
+
+
+#: By name: another comparison whose rows an old file must not be taken for.
+OTHERS = {
+    "method": {"methods": {"mine": downwards}},
+    "values of a partial": {"methods": {"mine": functools.partial(upwards, start=1)}},
+    "scope": {"methods": {"mine": ls.Semantic(7)}},
+    "name": {"methods": {"yours": upwards}},
+    "prompts": {"prompts": PROMPTS[1:3]},
+    "seed": {"seed": 1},
+    "draws": {"corpus": [5, 6, 8]},
+    "replacement": {"replace": "zero", "corpus": None},
+    "shares": {"fractions": (0.3,)},
+    "positions left out": {"skip": [1]},
+}
+
+
+def table_of(resume, host=None, **other):
+    asked = {"methods": {"mine": upwards}, "replace": "resample", "corpus": [3, 5, 7], "fractions": (0.4,)} | other
+    prompts = asked.pop("prompts", PROMPTS[:2])
+    return evaluate.compare_methods(host or model(), prompts, **asked, resume=resume)
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_rows_of_another_comparison_are_not_gone_on_with(what, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    first = table_of(file)
+    written = file.read_bytes()
+    assert torch.equal(table_of(file).values, first.values)
+    with pytest.raises(ValueError, match=r"rows\.jsonl holds rows of another comparison .*write another path"):
+        table_of(file, **OTHERS[what])
+    assert file.read_bytes() == written
+
+
+def test_rows_of_another_model_are_not_gone_on_with(tmp_path):
+    """One tensor is another, behind autograd's back: its name, its sizes and its prompts are the same."""
+    host = tiny.fresh_host("gpt2", tiny.BACKENDS[0])
+    table_of(tmp_path / "rows", host)
+    table_of(tmp_path / "rows", host)
+    next(p for name, p in host.named_parameters() if "mlp" in name).data.mul_(1.1)
+    with pytest.raises(ValueError, match="another comparison"):
+        table_of(tmp_path / "rows", host)
+
+
+def test_a_method_that_cannot_be_told_apart_is_not_gone_on_with(tmp_path):
+    start = 3
+    methods = {"mine": lambda question: torch.arange(start, start + len(question.tokens))}
+    with pytest.raises(ValueError, match=r"resume cannot tell whether 'mine' .*functools\.partial"):
+        table_of(tmp_path / "rows", methods=methods)
+    assert table_of(None, methods=methods).values.isfinite().all()
+
+
 @pytest.mark.host
 @pytest.mark.parametrize("backend", tiny.BACKENDS)
 def test_the_model_is_left_as_it_came(backend):

@@ -275,6 +275,20 @@ def test_every_view_of_every_result(name, tmp_path):
     assert set(written) <= set(Meta.__annotations__), set(written) - set(Meta.__annotations__)
 
 
+@pytest.mark.parametrize("name", RESULTS)
+def test_every_result_is_free_of_graphs_and_can_be_pickled_and_copied(name):
+    import copy
+    import pickle
+
+    result = RESULTS[name]()
+    for one in (result, copy.deepcopy(result), pickle.loads(pickle.dumps(result))):
+        assert type(one) is type(result)
+        assert one._repr_html_() == result._repr_html_()
+        tensors = [value for value in vars(one).values() if torch.is_tensor(value)]
+        assert not any(value.requires_grad for value in tensors)
+    assert len(pickle.dumps(result)) < 200_000, "it holds the model"
+
+
 def test_no_result_is_left_out():
     """Every public class that can be saved, or that shows itself, is among the results above."""
     kinds = {type(make()) for make in RESULTS.values()}

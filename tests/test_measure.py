@@ -152,6 +152,28 @@ def test_a_dict_with_something_in_it_is_no_cache():
         patching.measure(tiny.host("gpt2", tiny.BACKENDS[0]), CLEAN, CORRUPTED, SCOPE, cache={"mine": 1})
 
 
+@pytest.mark.skipif("bridge" not in tiny.BACKENDS, reason="this TransformerLens has no Bridge")
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_half_a_patch_is_refused(architecture):
+    """On a Bridge what a user's hook at resid_mid returns goes to the MLP, and a patch behind it would too."""
+    model, sites = tiny.fresh_host(architecture, "bridge"), ["blocks.0.hook_resid_mid"]
+    expected = patching.measure(model, CLEAN, CORRUPTED, SCOPE, sites=sites)
+    model.add_hook("blocks.0.hook_resid_mid", lambda x, hook: x.clone())
+    refused = pytest.raises(ValueError, match=r"at blocks\.0\.hook_resid_mid.*half a patch.*patch resid_pre")
+    with refused:
+        patching.measure(model, CLEAN, CORRUPTED, SCOPE, sites=sites)
+    with refused:
+        patching.measure(model, CLEAN, CORRUPTED, SCOPE, sites=sites, together=True)
+    with refused:
+        patching.ablate(model, CLEAN, SCOPE, sites=sites, where=torch.ones(1, 7, dtype=torch.bool))
+    with refused:
+        ls.score(model, CLEAN, SCOPE, sites=sites).check(model)
+    model.reset_hooks()
+    model.add_hook("blocks.1.hook_resid_mid", lambda x, hook: x.clone())  # another place's is no matter
+    found = patching.measure(model, CLEAN, CORRUPTED, SCOPE, sites=sites)
+    assert_close(found.values, expected.values, 1e-12)
+
+
 @pytest.mark.wrong_types
 @pytest.mark.parametrize(
     ("given", "text"),
@@ -160,6 +182,10 @@ def test_a_dict_with_something_in_it_is_no_cache():
         ({"where": [(5, 0)]}, r"head 0 of layer 5; here are layers \[0, 1\] with heads 0 to 3"),
         ({"where": [(0, -1)]}, "head -1 of layer 0"),
         ({"where": [3]}, r"as \(layer, head\), got 3"),
+        ({"where": [(0, 1.0)]}, r"as \(layer, head\), got \(0, 1\.0\)"),
+        ({"where": [(1.5, 0)]}, r"as \(layer, head\), got \(1\.5, 0\)"),
+        ({"where": [(0, True)]}, r"as \(layer, head\), got \(0, True\)"),
+        ({"where": [(False, 0)]}, r"as \(layer, head\), got \(False, 0\)"),
         ({"where": [(0, 1)], "sites": "resid_post"}, "does not have"),
         ({"where": [(0, 1)], "sites": ["blocks.0.attn.hook_z", "blocks.0.attn.hook_q"]}, "write one kind"),
         ({"where": torch.zeros(3, 7, dtype=torch.bool), "together": True}, "asks for no place"),

@@ -153,6 +153,37 @@ def test_a_line_of_tokens_is_text_in_plotly():
     torch.testing.assert_close(found, result.values[0])
 
 
+@pytest.mark.parametrize("backend", ["matplotlib", "plotly"])
+def test_the_title_says_which_token_is_explained_how_likely_and_of_what_rank(backend):
+    """As pages and the command line do: of ``Semantic()`` a figure did not even name the token."""
+    pytest.importorskip(backend)
+
+    def title(result):
+        figure = plot(result, backend=backend)
+        if backend == "plotly":
+            text = figure.layout.title.text
+        else:
+            text = (figure._suptitle or figure.axes[0].title).get_text() or figure.axes[0].get_title("left")
+        return " ".join(text.replace("<br>", " ").split())
+
+    about = {"id": 1, "text": " loves", "p": 0.0149, "rank": 1}
+    versus = about | {"versus": {"id": 2, "text": "sees", "p": 0.98, "rank": 0}}
+    for made, target, told in (
+        (scores(WORDS), about, "explained: “␣loves” (1.49%, rank 1)"),
+        (flow(WORDS), versus, "explained: “␣loves” (1.49%, rank 1) against “sees” (98.00%, rank 0)"),
+        (scores(WORDS).sel(site="embed"), None, None),
+    ):
+        result = dataclasses.replace(made, meta=made.meta | {"positions": [4], "targets": [target]})
+        assert (told in title(result)) if told else "explained" not in title(result)
+    answer = scores(WORDS).meta | {"positions": [0, 1, 2, 3], "targets": [about] * 4}
+    assert title(dataclasses.replace(scores(WORDS), meta=answer)).endswith("rank 1) and 1 more")
+    several = by_target(WORDS)
+    several = dataclasses.replace(several, meta=several.meta | {"targets": [about] * len(several.meta["positions"])})
+    assert "explained" not in title(several), "its rows have the names"
+    (first, *_) = several.coords["target_pos"]
+    assert title(several.sel(target_pos=first)).count("explained: “") == 1
+
+
 def test_a_long_prompt_keeps_to_the_width_of_a_page():
     figure = plot(scores(["w"] * 400))
     assert figure.get_figwidth() <= 12

@@ -161,3 +161,33 @@ def test_an_edit_that_leaves_no_trace_is_seen(backend):
     assert not before.meta["centred"]
     model.W_U.data.sub_(model.W_U.data.mean(1, keepdim=True))
     assert ls.score(model, ids, ls.Semantic(7), sites="embed").meta["centred"]
+
+
+@pytest.mark.parametrize("backend", tiny.BACKENDS)
+def test_another_soft_cap_is_seen(backend):
+    """Set after a first score, where the model's own code reads it; what was made before is another model's."""
+    model, ids = tiny.fresh_host("gemma2", backend), tiny.tokens()
+    before, flow = ls.score(model, ids, ls.Semantic(7)), ls.flow(model, ids, ls.Semantic(7))
+    model.cfg.output_logits_soft_cap = 0.5
+    if backend == "bridge":
+        model.original_model.config.final_logit_softcapping = 0.5
+    with torch.no_grad():
+        p = model(IDS)[0, -1].softmax(-1)
+    after = ls.score(model, ids, ls.Semantic(7))
+    assert after.meta["targets"][0]["p"] == pytest.approx(float(p[7]), rel=1e-5)
+    assert not torch.allclose(after.values, before.values, rtol=0.1)
+    assert after.check(model)["max_error"] < 1e-3
+    with pytest.raises(RuntimeError, match="has changed since"):
+        flow.paths(2)
+
+
+@pytest.mark.skipif("bridge" not in tiny.BACKENDS, reason="this TransformerLens has no Bridge")
+@pytest.mark.parametrize("alone", [0, 1])
+def test_half_a_soft_cap_is_refused(alone):
+    """On a Bridge it stands in two places, and Hugging Face's code reads one of them: ours was the old one in silence."""
+    model = tiny.fresh_host("gemma2", "bridge")
+    ls.score(model, tiny.tokens(), ls.Semantic(7))
+    places = [(model.cfg, "output_logits_soft_cap"), (model.original_model.config, "final_logit_softcapping")]
+    setattr(*places[alone], 0.5)
+    with pytest.raises(RuntimeError, match="do not reproduce its logits"):
+        ls.score(model, tiny.tokens(), ls.Semantic(7))

@@ -133,3 +133,16 @@ def test_both_host_classes_agree(architecture):
     for scope in (ls.Semantic(), ls.Temperature(), ls.Fisher(8), ls.Fisher(rank=2)):
         found = [ls.score(tiny.host(architecture, b), tiny.tokens(), scope).values for b in tiny.BACKENDS]
         assert_close(*found, 2e-5, f"{architecture} {scope}")
+
+
+def test_the_default_sites_of_a_direction_are_those_that_reach_it():
+    model, scope = tiny.host("gpt2", tiny.BACKENDS[0]), ls.Direction([1.0] * tiny.D_MODEL, "blocks.1.hook_resid_mid")
+    reached = ("hook_embed", "blocks.0.hook_resid_post")
+    assert ls.score(model, tiny.tokens(5), scope).coords["site"] == reached
+    assert (
+        ls.patching.predict(model, tiny.tokens(5), tiny.tokens(5, seed=1), scope, method="gradient").coords["site"]
+        == reached
+    )
+    assert ls.patching.measure(model, tiny.tokens(5), tiny.tokens(5, seed=1), scope).coords["site"] == reached
+    with pytest.raises(ValueError, match="do not reach it"):
+        ls.score(model, tiny.tokens(5), ls.Direction([1.0] * tiny.D_MODEL, "embed"))

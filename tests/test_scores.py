@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,20 @@ def test_the_table_has_a_row_for_every_value():
     assert list(scores.sum("pos").to_dataframe().columns) == ["site", "score", "stderr"]
     assert len(scores.sum("pos").sum("site").to_dataframe()) == 1
     assert list(scores.aggregate().to_dataframe().pos_token.unique()) == list(scores.aggregate().tokens)
+
+
+def test_the_table_says_which_token_each_position_explains():
+    """The target's, which is neither the token at that position nor the model's first choice."""
+    scores = explained()
+    assert "target" not in scores.to_dataframe()  # nothing is said of one
+    told = [{"id": 8, "text": " king"}, {"id": 9, "text": " loves", "versus": {"id": 4, "text": " sees"}}]
+    scores = replace(scores, meta=scores.meta | {"targets": told})
+    frame = scores.to_dataframe()
+    assert list(frame.columns)[:4] == ["target_pos", "target_pos_token", "target", "site"]
+    expected = {2: [" king"], 3: [" loves against  sees"]}
+    for one in (scores, scores.aggregate(), scores.sel(pos=1), scores.sum("site")):
+        assert one.to_dataframe().groupby("target_pos").target.unique().map(list).to_dict() == expected
+    assert "target" not in scores.sel(target_pos=2).to_dataframe()
 
 
 def test_a_dataset_has_the_same_numbers_and_labels():

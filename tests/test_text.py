@@ -59,6 +59,17 @@ def test_what_is_no_text_is_refused(arguments, told):
         ls.Text(*arguments)
 
 
+@pytest.mark.wrong_types
+@pytest.mark.parametrize("wrong", [1.0, 1.9, True, "1", None])
+def test_only_integers_are_ids_and_ends(wrong):
+    """1.9 was 1 in silence, and True the token of that id."""
+    with pytest.raises(TypeError, match="a Text's ids are integers; one is an integer, got"):
+        ls.Text([7, wrong], ["a", "b"])
+    for span in ((0, wrong), (wrong, 2)):
+        with pytest.raises(TypeError, match=r"span 'x'.*integer"):
+            ls.Text([7, 9], ["a", "b"], {"x": span})
+
+
 def test_a_span_is_the_positions_that_predict_its_tokens():
     spans = {"prompt": (0, 4), "completion": (4, 6)}
     assert positions_of("completion", 6, spans) == (3, 4)

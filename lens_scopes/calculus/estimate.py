@@ -79,9 +79,9 @@ def estimate(
     if n > host.n_ctx:
         msg = f"{host.name} has a context of {host.n_ctx} tokens, got n_tokens={n}; write at most {host.n_ctx}"
         raise ValueError(msg)
-    site_of(scope)
+    end = site_of(scope)
     refuse_dropout(model)
-    asked, rows, held = host.sites(sites).names, _rows(host, scope), held_by(host)
+    asked, rows, held = host.sites(sites, end).names, _rows(host, scope), held_by(host)
     peak = held.peak(n, flow=flow) + chunk_bytes(host, n, len(asked), rows)
     floors = 1 + _COTANGENT * (rows - 1) + (_FLOW * rows if flow else 0)
     return Estimate(1, rows, rows if flow else 0, peak, floors, floors * _FORWARDS * held.seconds * n)

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lens_scopes.calculus.trace import Trace
-from lens_scopes.host import Host, encode
+from lens_scopes.host import Host, encode, token_id
 from lens_scopes.host.joining import extended, ids_after
 from lens_scopes.host.prompts import Positions, Prompt, brings_its_bos, positions_of, spans_of
 from lens_scopes.results.arguments import is_integer
@@ -34,9 +34,15 @@ class Asked:
 
     @classmethod
     def again(cls, host: Host, meta: Meta, scope: Scope, positions: Sequence[int] | None = None) -> "Asked":
-        """What a result was the answer to; or the same about fewer positions."""
+        """What a result was the answer to; or the same about fewer positions.
+
+        Raises:
+            ValueError: ids outside the vocabulary: a result of another model.
+
+        """
         at = tuple(meta["positions"] if positions is None else positions)
-        return cls(torch.tensor(meta["token_ids"], device=host.device), at, scope, several=False)
+        ids = [token_id(host, token) for token in meta["token_ids"]]
+        return cls(torch.tensor(ids, device=host.device), at, scope, several=False)
 
     @property
     def tokens(self) -> Int[Tensor, "1 pos"]:

@@ -105,7 +105,13 @@ def run(
     rows, loaded = rows_of(prompts), model_of(model)
     host = Host(loaded)
     refuse_dropout(loaded)
-    question = Question(scope, host.sites(sites).names, position, along, bool(flow))
+    question = Question(
+        scope,
+        host.sites(sites, *([] if isinstance(scope, str) else [site_of(scope)])).names,
+        position,
+        along,
+        bool(flow),
+    )
     asked = {"prompts": digest_of_rows(rows), **question.as_data(), **identity(host), "versions": versions()}
     asked |= hooks_of(host)
     out = files.folder_of(out)

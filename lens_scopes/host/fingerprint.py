@@ -19,10 +19,20 @@ def fingerprint(host: Host) -> str:
     Of each weight its version and some of its numbers, since edits through ``.data`` leave no other trace.
     """
     places = dict(host.model.named_modules()) | dict(host.model.hook_dict)
-    seen: list[Any] = [type(host.model).__name__, {name: list(places[name]._forward_hooks) for name in host.hooked()}]
+    hooks = {name: list(places[name]._forward_hooks) for name in host.hooked()}
+    seen: list[Any] = [type(host.model).__name__, hooks, settings(host)]
     for name, p, some in _looked_at(host):
         seen += [name, p.dtype, tuple(p.shape), 0 if p.is_inference() else p._version, some]
     return _word(seen)
+
+
+def settings(host: Host) -> tuple:
+    """What is no weight and yet makes the logits: a soft-cap, and on a Bridge all that Hugging Face's code reads."""
+    cap, original = getattr(host.cfg, "output_logits_soft_cap", None), getattr(host.model, "original_model", None)
+    if original is None:
+        return (cap,)
+    own = tuple((name, value) for name, value in vars(original).items() if isinstance(value, float))
+    return cap, own, repr(vars(original.config)) if hasattr(original, "config") else None
 
 
 def refuse_changed(host: Host, known: str, what: str, verb: str) -> None:

@@ -198,14 +198,14 @@ class Host:
                 found.append(name)
         return tuple(dict.fromkeys(found))
 
-    def sites(self, asked: Any) -> names.Sites:
-        """Resolve what the user asked for and check that the model has it.
+    def sites(self, asked: Any, *ends: str) -> names.Sites:
+        """Resolve what the user asked for, of scopes that read the model at ``ends``, and check that the model has it.
 
         Raises:
             ValueError: a site that the model lacks; the text lists those it has.
 
         """
-        resolved = names.resolve(asked, self.n_layers)
+        resolved = names.resolve(asked, self.n_layers, ends)
         missing = [name for name in resolved.names if name not in self.available]
         if missing:
             here = f"blocks.{names.layer_of(missing[0]) or 0}."

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lens_scopes.host.capture import run_to_last_residual
 from lens_scopes.host.differentiable import refuse_inference
+from lens_scopes.host.fingerprint import settings
 from lens_scopes.host.model import Host
 
 
@@ -80,7 +81,7 @@ def read_out(host: Host, tokens: Int[Tensor, "batch pos"]) -> Readout:
 
 
 def _fingerprint(host: Host) -> tuple:
-    """Changes whenever the unembedding or the final norm is replaced, processed, edited in place, moved or cast.
+    """Changes whenever the unembedding or the final norm is replaced, processed, edited, moved, cast or capped.
 
     Edits through ``.data`` leave no trace but the numbers: those of the norm are looked at, and some rows of W_U.
     """
@@ -88,7 +89,7 @@ def _fingerprint(host: Host) -> tuple:
     weight = host.model.W_U
     parameters = [*(norm.parameters() if norm is not None else ()), weight]
     flags = tuple(getattr(host.model, name, None) for name in ("_weights_processed", "compatibility_mode"))
-    flags += (getattr(host.cfg, "output_logits_soft_cap", None),)
+    flags += settings(host)
     looked_at = [*parameters[:-1], weight[:, :: max(1, weight.shape[1] // _LOOKED_AT)]]
     with torch.no_grad():
         sums = [tuple(x.detach().double().flatten().add(k).square().sum().item() for k in (0, 1)) for x in looked_at]

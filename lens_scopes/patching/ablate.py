@@ -24,7 +24,7 @@ from lens_scopes.patching.value import Value, begins, opened
 from lens_scopes.results.arguments import shown, vector
 from lens_scopes.results.labelled import precision
 from lens_scopes.results.scores import Scores
-from lens_scopes.scopes.protocol import Scope, cotangents_at
+from lens_scopes.scopes.protocol import Scope, cotangents_at, site_of
 
 
 @guarded
@@ -79,7 +79,7 @@ def ablate(
     """
     host = Host(model)
     asked = one_output(host, prompt, scope, position)
-    wanted = sites_of(host, sites, where)
+    wanted = sites_of(host, sites, where, site_of(scope))
     with host.alone():
         run = trace(host, asked.tokens, opened(host, wanted.names, scope), asked.positions)
         asked = asked.resolved(run)

@@ -80,7 +80,7 @@ def measure(
     together = flag(together, "together (all places in one run)")
     pair = Pair.of(model, clean, corrupted, scope, position)
     host = pair.host
-    wanted = sites_of(host, sites, where)
+    wanted = sites_of(host, sites, where, site_of(scope))
     refuse_late(host, wanted.names, site_of(scope))
     refuse_dropout(host.model)
     with host.alone():

@@ -50,14 +50,14 @@ def is_heads(where: Any) -> bool:
     return isinstance(where, Sequence) and not isinstance(where, str)
 
 
-def sites_of(host: Host, sites: Any, where: Any) -> Sites:
-    """The sites that are patched: for heads their outputs z, unless q, k or v is asked for.
+def sites_of(host: Host, sites: Any, where: Any, end: str) -> Sites:
+    """The sites that are patched, of a scope that reads at ``end``: of heads z, unless q, k or v is asked for.
 
     Raises:
         ValueError: heads at sites without a head axis; or see ``Host.sites``.
 
     """
-    found = host.sites(sites if sites is not None or not is_heads(where) else "z")
+    found = host.sites(sites if sites is not None or not is_heads(where) else "z", end)
     if is_heads(where) and not found.per_head:
         msg = f"where lists heads, which {found.names[0]} does not have; leave sites out, or write 'z', 'q', 'k' or 'v'"
         raise ValueError(msg)

@@ -20,7 +20,7 @@ from lens_scopes.patching.path import Path, fixed
 from lens_scopes.results.arguments import Integer, integer, listed, number, shown
 from lens_scopes.results.prediction import Prediction, difference_of, two_scale
 from lens_scopes.results.warning import warn
-from lens_scopes.scopes.protocol import Scope, cotangents_at, text_of
+from lens_scopes.scopes.protocol import Scope, cotangents_at, site_of, text_of
 from lens_scopes.sites import EMBED, Sites
 
 Method = Literal["gradient", "path", "two-scale", "fixed"]
@@ -85,7 +85,7 @@ def predict(
     freeze = listed(freeze)
     _refuse_request(method, tol, steps, freeze)
     pair = Pair.of(model, clean, corrupted, scope, position)
-    wanted = pair.host.sites(sites)
+    wanted = pair.host.sites(sites, site_of(scope))
     first_order = method == "gradient" or bool(freeze)
     opened = wanted.names if first_order or EMBED in wanted.names else (*wanted.names, EMBED)
     clean_run = pair.trace(pair.clean, opened)

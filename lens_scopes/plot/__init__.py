@@ -15,7 +15,7 @@ from lens_scopes.plot.points import Points
 from lens_scopes.results.arguments import shown
 from lens_scopes.results.profiles import Profile
 from lens_scopes.results.scores import Scores
-from lens_scopes.views import dispatch
+from lens_scopes.views import dispatch, markup
 from lens_scopes.views.grids import First, check_first
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Backend = Literal["matplotlib", "plotly"]
 _BACKENDS = ("matplotlib", "plotly")
+# Tokens explained that a title names.
+_LISTED = 3
 
 __all__ = ["plot", "scatter", "series"]
 
@@ -72,7 +74,7 @@ def plot(
         raise ValueError(msg)
     tables = dispatch.grids(result, chosen, first)
     own = _own(ax, 1 if all(table.is_strip for table in tables) else len(tables), backend)
-    return _drawing(backend).grids(tables, dispatch.title(result), *([own] if own else []))
+    return _drawing(backend).grids(tables, _heading(result), *([own] if own else []))
 
 
 def series(
@@ -156,6 +158,15 @@ def scatter(
         groups=order,
     )
     return _drawing(backend).scatter(points, title, *_own(ax, 1, backend))
+
+
+def _heading(result: Any) -> str:
+    """A result's title with the tokens explained, how likely each is and its rank; rows by target have names."""
+    title, meta = dispatch.title(result), getattr(result, "meta", {})
+    several = "target_pos" in getattr(result, "dims", ())
+    about = [] if several or isinstance(result, list | tuple) else markup.explanations(meta)
+    more = f" and {len(about) - _LISTED} more" if len(about) > _LISTED else ""
+    return f"{title}; explained: {', '.join(about[:_LISTED])}{more}" if about else title
 
 
 def _own(ax: Any, count: int, backend: str) -> "list[Axes]":

@@ -43,7 +43,7 @@ def carriers(
             rows.append(row)
         rows.append({"kind": "mlp", "layer": layer, "head": None, "influence": float(mlps[:, layer].sum())})
     frame = pd.DataFrame(rows)
-    frame = frame[frame.kind == kind].reset_index(drop=True) if kind else frame
+    frame = frame.query("kind == @kind").reset_index(drop=True) if kind else frame
     frame.insert(4, "share", frame.influence / total if total else 0.0)
     past = skip.sum(0).tolist()
     frame.insert(5, "skip", [past[layer] / total if total else 0.0 for layer in frame.layer])

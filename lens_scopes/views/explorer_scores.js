@@ -159,7 +159,7 @@ function exploreScores(data, root) {
     const after = now.result.axes.slice(axis + 1).reduce((product, one) => product * one.labels.length, 1);
     const rowOf = (k) => now.row + (k - now.at[axis]) * after;
     const titles = name === "target_pos" ? now.result.targets.map(({ said }) => said) : shown;
-    const scales = new Set(labels.map((_, k) => level.ends[rowOf(k)])).size > 1 ? "each on its own scale" : "on one scale";
+    const scales = new Set(labels.map((_, k) => level.ends[rowOf(k)])).size > 1 ? "each on its own scale" + shared : "on one scale" + shared;
     add(map, "div", "all " + labels.length + " " + (name === "target_pos" ? "explained" : name + "s") + " from top to bottom, " + scales + "; click one", "note");
     const box = add(map, "div"), canvas = add(box, "canvas");
     [canvas.width, canvas.height] = [width, labels.length];
@@ -204,11 +204,13 @@ function exploreScores(data, root) {
     if (to !== now.at[axis]) choose({ [name]: String(labels[to]) }, event.repeat);
   });
 
+  // Results of the same units have the same scales, row by row, so that their colours can be compared.
+  const shared = data.results.length > 1 ? ", shared by results of these units" : "";
   const where = () => now.result.axes.flatMap(({ name, shown }, i) => (name === "target_pos" ? [] : [shown[now.at[i]]])).join(", ");
   const about = () => [now.target.said, where() && "at " + where(), now.by === "token" ? "" : "by " + now.by].filter(Boolean).join("; ");
   const units = () => now.result.units + (now.level.known?.[now.row] ? ", an estimate, " + now.level.known[now.row] : "");
   const scaleText = () => "(" + units() + ")" + (now.level.ends.length < 2 ? "" : new Set(now.level.ends).size > 1
-    ? "; this row's own scale" : "; one scale for all rows");
+    ? "; each row has a scale" : "; one scale for all rows") + shared;
   function remarks() {
     const off = [...now.values.keys()].filter((i) => i !== now.left && Math.abs(now.values[i]) > now.end);
     return [

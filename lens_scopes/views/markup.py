@@ -68,6 +68,14 @@ def explained(token: Token) -> str:
     return f"“{named(token['text'])}”{known}"
 
 
+def explanations(meta: Mapping[str, Any]) -> list[str]:
+    """What is explained at each position that a result is about, where it is a token; not escaped."""
+    only = meta.get("selected", {}).get("target_pos")
+    about = zip(meta.get("positions", ()), meta.get("targets", ()), strict=False)
+    tokens = [tokens_of(target) for position, target in about if only is None or position == only]
+    return [" against ".join(map(explained, some)) for some in tokens if some]
+
+
 def plain(text: str) -> str:
     """Running text: whole, characters that hide or reorder made visible, line breaks kept; not escaped."""
     return _UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
