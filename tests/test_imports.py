@@ -79,7 +79,7 @@ LEVELS = (
     ("host/capture", "host/fingerprint", "host/loading", "host/prompts"),
     ("host/readout", "host/axes", "host/joining", "host/roles", "host/starting"),
     ("host/checkpointing",),
-    ("host/freeze", "host/generating"),
+    ("host/freeze", "host/generating", "host/hooks"),
     ("host",),
     (
         "calculus",

@@ -215,6 +215,20 @@ def test_a_journal_holds_the_rows_of_one_global(model, tmp_path, monkeypatch):
         compare_methods(model, PROMPTS[1:], methods, baseline="last_first", resume=path)
 
 
+def test_a_journal_holds_the_rows_of_one_hook(model, tmp_path):
+    def compare():
+        return compare_methods(model, PROMPTS[1:], ["random"], baseline="last_first", resume=tmp_path / "rows.jsonl")
+
+    with model.hooks([("blocks.0.hook_resid_post", doubled)]):
+        assert torch.equal(compare().values, compare().values)
+    others = model.hooks([("blocks.0.hook_resid_post", partial(doubled, by=3))])
+    with others, pytest.raises(ValueError, match="rows of another comparison"):
+        compare()
+    unknown = model.hooks([("blocks.0.hook_resid_post", lambda value, hook: value + 0 * PROBE.weight.sum())])
+    with unknown, pytest.raises(ValueError, match=r"hooks in force.*class Linear"):
+        compare()
+
+
 def test_a_method_that_cannot_be_told_is_not_resumed(model, tmp_path):
     with pytest.raises(ValueError, match=r"same method in a later run: .*class Linear.*compare without resume"):
         compare_methods(model, PROMPTS[1:], {"mine": ls.Metric(reads_a_model)}, resume=tmp_path / "rows.jsonl")

@@ -18,13 +18,13 @@ from lens_scopes.corpus.worker import (
     Question,
     Worker,
     function_of,
-    hooks_of,
     identity,
     is_loaded,
     model_of,
 )
 from lens_scopes.host import Host
 from lens_scopes.host.differentiable import refuse_dropout
+from lens_scopes.host.hooks import hooks_of
 from lens_scopes.host.prompts import Positions
 from lens_scopes.host.undo import guarded
 from lens_scopes.results import files

@@ -10,8 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_scopes.host import Host
+from lens_scopes.host.hooks import hooks_of
 from lens_scopes.results import files
 from lens_scopes.results.provenance import digest
+from lens_scopes.results.sameness import untold
+from lens_scopes.scopes.protocol import data_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,3 +69,38 @@ class Journal:
     def stack(self) -> Float[Tensor, "method prompt measure"]:
         """All rows, in the order of the prompts."""
         return torch.stack([self.known[number] for number in sorted(self.known)], 1)
+
+
+def told_hooks(host: Host) -> dict[str, Any]:
+    """The user's own hooks, so that others are told apart.
+
+    Raises:
+        ValueError: a hook that reads what has no identity in data.
+
+    """
+    found = hooks_of(host)
+    if why := untold(found):
+        msg = (
+            f"resume cannot tell whether the hooks in force are the same in a later run: {why}; compare without resume"
+        )
+        raise ValueError(msg)
+    return found
+
+
+def told_method(name: str, method: Any) -> Any:
+    """A method so that another one of the same name is told apart.
+
+    Raises:
+        ValueError: a function that reads what has no identity in data: a model, a file.
+
+    """
+    if isinstance(method, str):
+        return method
+    data = data_of(method)
+    if why := untold(data):
+        msg = (
+            f"resume cannot tell whether {name!r} is the same method in a later run: {why}; give it numbers, texts and "
+            "tensors alone (a method gets the model as question.model), or compare without resume"
+        )
+        raise ValueError(msg)
+    return data

@@ -25,7 +25,7 @@ from lens_scopes.evaluate.curve import (
     shares,
 )
 from lens_scopes.evaluate.intervals import bootstrap_interval, holm, interval_text, sign_flip_p
-from lens_scopes.evaluate.journal import Journal
+from lens_scopes.evaluate.journal import Journal, told_hooks, told_method
 from lens_scopes.evaluate.leave_one_out import divergence
 from lens_scopes.evaluate.methods import REFERENCES, Method, attribute, named
 from lens_scopes.evaluate.protocol import Protocol, ask
@@ -35,8 +35,7 @@ from lens_scopes.host.undo import guarded
 from lens_scopes.results import files, labelled, wellformed
 from lens_scopes.results.arguments import Integer, flag, integer, listed, probability, seeded, shown
 from lens_scopes.results.provenance import Meta, versions
-from lens_scopes.results.sameness import untold
-from lens_scopes.scopes.protocol import Scope, data_of
+from lens_scopes.scopes.protocol import Scope
 from lens_scopes.views import markup
 
 if TYPE_CHECKING:
@@ -295,9 +294,10 @@ def compare_methods(
     ablation = Ablation.of(questions, replace, corpus, seed)
     asked = {"measures": measures, "seed": seed, "prompts": [q.ids for q in questions], "fractions": fractions}
     if resume is not None:
-        told = {name: _told(name, method) for name, method in by_name.items()}
+        host = questions[0].host
+        told = {name: told_method(name, method) for name, method in by_name.items()}
         drawn = [ids.tolist() for ids in ablation.substitutes]
-        asked |= {"methods": told, "weights": weights(questions[0].host), "drawn": drawn}
+        asked |= {"methods": told, "weights": weights(host), "drawn": drawn, **told_hooks(host)}
     rows = Journal.open(resume, {**how, **asked})
     for number, question in enumerate(tqdm(questions, desc="comparing methods")):
         if number in rows:
@@ -320,25 +320,6 @@ def compare_methods(
 def _label(fraction: float) -> str:
     """A share as the name of its column, from which it can be read back."""
     return short if float(short := f"{fraction:g}") == fraction else repr(fraction)
-
-
-def _told(name: str, method: AnyMethod) -> Any:
-    """A method so that another one of the same name is told apart.
-
-    Raises:
-        ValueError: a function that reads what has no identity in data: a model, a file.
-
-    """
-    if isinstance(method, str):
-        return method
-    data = data_of(method)  # type: ignore[arg-type]
-    if why := untold(data):
-        msg = (
-            f"resume cannot tell whether {name!r} is the same method in a later run: {why}; give it numbers, texts and "
-            "tensors alone (a method gets the model as question.model), or compare without resume"
-        )
-        raise ValueError(msg)
-    return data
 
 
 def _ranks(effects: Float[Tensor, " kept"], kept: list[int], values: list[Tensor]) -> Float[Tensor, " method"]:
