@@ -27,9 +27,13 @@ def prompts(path: Path, n: int) -> Path:
 def start(*arguments: object) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(TESTS / "corpus_run.py"), *map(str, arguments)]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=hear_ctrl_c, **output)
+
+
+def hear_ctrl_c():
+    """Whoever runs the tests in the background of a script ignores it, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(*arguments: object) -> tuple[int, str]:

@@ -319,16 +319,24 @@ def test_a_taken_port(served):
         ls.serve(ls.demo.load(), served.port, block=False)
 
 
+def hear_ctrl_c():
+    """Whoever runs the tests in the background of a script ignores it, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_from_a_shell():
     """The command prints the address, serves, and ends at Ctrl-C; without the extra, one line."""
     code = "from lens_scopes.commands.main import main; main()"
     command = [sys.executable, "-u", "-c", code, "serve"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
-        address = running.stdout.readline().split()[-1]
-        with httpx.Client(follow_redirects=True) as client:
-            assert "lens_scopes" in client.get(address).text
-        running.send_signal(signal.SIGINT)
-        assert running.wait(20) == 0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c) as running:
+        try:
+            address = running.stdout.readline().split()[-1]
+            with httpx.Client(follow_redirects=True) as client:
+                assert "lens_scopes" in client.get(address).text
+            running.send_signal(signal.SIGINT)
+            assert running.wait(20) == 0
+        finally:
+            running.kill()
     without = f"import sys; sys.modules['uvicorn'] = None; {code}"
     done = subprocess.run([sys.executable, "-c", without, "serve"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
