@@ -169,7 +169,7 @@ MISTAKES = {
         ("is split by head", "one place of the residual stream", "write e.g. 'blocks.3."),
     ),
     "sources after a direction": (
-        lambda: score(scope=ls.Direction(ONES, site=INNER)),
+        lambda: score(scope=ls.Direction(ONES, site=INNER), sites="resid_post"),
         (f"got {INNER}", "do not reach it", "write sites= of earlier ones"),
     ),
     "a fraction for a target": (lambda: ls.Semantic(1.5), ("got 1.5 (float)", "a string or an id", "write e.g. 3")),
