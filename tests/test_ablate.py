@@ -213,3 +213,21 @@ def test_a_result_is_saved_with_what_replaced(tmp_path):
     ) or again.where.equal(found.where)
     assert again.measured.meta["replace"] == "zero"
     assert again.predicted.probes is not None
+
+
+@pytest.mark.parametrize(("by", "said"), [("mean", "the mean over the other positions"), ("zero", "zero")])
+def test_a_page_says_what_stands_in_the_place_of_what_was_cut(by, said):
+    model = tiny.host("gpt2", tiny.BACKENDS[0])
+    page = patching.ablate(model, tiny.tokens(5), ls.Semantic(7), where=[(0, 1)], by=by)._repr_html_()
+    assert f"effects of cuts, replaced by {said}" in page
+    assert "metric(cut) − metric(run)" in page
+
+
+def test_a_comparison_names_its_model_and_the_hooks_in_force():
+    model = tiny.fresh_host("gpt2", tiny.BACKENDS[0])
+    with model.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", lambda x, hook: 2 * x)]):
+        cut = patching.ablate(model, tiny.tokens(5), ls.Semantic(7), where=[(0, 1)], by="zero")
+    page = cut._repr_html_()
+    assert (
+        f"on {Host(model).name} (with hooks at blocks.1.hook_mlp_out): predicted and measured effects of cuts" in page
+    )

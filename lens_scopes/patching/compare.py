@@ -15,7 +15,7 @@ from lens_scopes.results import files, labelled, wellformed
 from lens_scopes.results.alike import both, refuse_other_patches, refuse_other_places
 from lens_scopes.results.arguments import integer, number, seeded, shown, vector
 from lens_scopes.results.prediction import Prediction
-from lens_scopes.results.provenance import scope_text, tokens_of
+from lens_scopes.results.provenance import part_text, scope_text, tokens_of
 from lens_scopes.results.scores import Scores
 from lens_scopes.sites import named
 from lens_scopes.views import markup
@@ -237,13 +237,16 @@ class Comparison:
 
     @property
     def _title(self) -> str:
-        """The scope, with its targets as they read."""
+        """The scope with its targets as they read, the model, and what was picked, summed, hooked or held."""
         meta = self.measured.meta
         scope, named = meta.get("scope"), tokens_of((meta.get("targets") or [None])[0])
         told = " against ".join(markup.named(one["text"]) for one in named)
         asked = f"{scope['kind']}({told})" if told and isinstance(scope, Mapping) else scope_text(meta, "scope")
         frozen = self.predicted.meta.get("freeze")
-        return f"{asked} (predicted with {', '.join(frozen)} frozen)" if frozen else asked
+        held = f"predicted with {', '.join(frozen)} frozen" if frozen else ""
+        taken = "; ".join(filter(None, (part_text(meta), held)))
+        model = f" on {meta['model']}" if "model" in meta else ""
+        return f"{asked}{model} ({taken})" if taken else f"{asked}{model}"
 
     @cached_property
     def _places(self) -> list[tuple[str, str]]:

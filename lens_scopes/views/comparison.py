@@ -22,6 +22,11 @@ _SAID = {
 }
 
 
+def _said(name: str) -> str:
+    order = name.removeprefix("patches_")
+    return _SAID.get(name, f"the same in the order of the {order}" if order != name else "")
+
+
 def comparison_html(
     title: str,
     meta: Mapping[str, Any],
@@ -43,14 +48,14 @@ def comparison_html(
         measured: by place.
 
     """
-    told = [(name, markup.number(value), _SAID.get(name, "")) for name, value in summary.items()]
+    told = [(name, markup.number(value), _said(name)) for name, value in summary.items()]
     drawn = cells.scatter(predicted, measured, places) if places else ""
     top = sorted(range(len(places)), key=lambda i: -abs(measured[i]))[:_LISTED]
     rows = [(places[i], markup.number(predicted[i]), markup.number(measured[i])) for i in top]
     bars = [cells.bar(measured[i], markup.bound([measured])) for i in top]
     largest = markup.heading(f"the {len(top)} largest measured effects of {len(places)}")
     return markup.figure(
-        f"{title}: predicted and measured effects of patches",
+        f"{title}: predicted and measured effects of {_what(meta)}",
         markup.facts(_prompts(meta, tokens)),
         markup.predictions(meta),
         markup.beside(drawn, markup.numbers(("", "value", ""), told)),
@@ -67,4 +72,12 @@ def _prompts(meta: Mapping[str, Any], tokens: Sequence[str]) -> list[tuple[str, 
         told.append(("metric", ", ".join(f"{name} {markup.number(value)}" for name, value in ends.items())))
     if set(ends) >= {"clean", "corrupted"}:
         told.append(("effect of a patch", "metric(patched) − metric(corrupted); blue bars raise the metric"))
+    if "run" in ends:
+        told.append(("effect of a cut", "metric(cut) − metric(run); blue bars raise the metric"))
     return told
+
+
+def _what(meta: Mapping[str, Any]) -> str:
+    """Patches from another run, or cuts and what stands in their stead."""
+    stead = {"mean": "the mean over the other positions", "zero": "zero", "tensor": "a tensor of the user's"}
+    return f"cuts, replaced by {stead.get(meta['replace'], meta['replace'])}" if "replace" in meta else "patches"
