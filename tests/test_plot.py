@@ -290,3 +290,8 @@ def test_a_backend_that_is_not_there(monkeypatch):
     monkeypatch.setattr("lens_scopes.plot.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'lens-scopes\[plotly\]'"):
         ls.Scores.plot(scores(WORDS), backend="plotly")
+
+
+def test_scores_without_positions_say_so():
+    with pytest.raises(TypeError, match="no positions left: plot them before sel"):
+        scores().sel(pos=1).plot()

@@ -65,7 +65,12 @@ def plot(
         return _drawing(backend).profile(result, result.title, *_own(ax, 1, backend))
     there = dispatch.views(result)
     if not there:
-        msg = f"plot draws Scores (with positions) and Flows; a {type(result).__name__} has its own plot() if any"
+        why = (
+            "these Scores have no positions left: plot them before sel(pos=...) or sum('pos'), or write to_dataframe()"
+            if isinstance(result, Scores)
+            else f"a {type(result).__name__} has its own plot() if any"
+        )
+        msg = f"plot draws Scores (with positions) and Flows; {why}"
         raise TypeError(msg)
     chosen = dispatch.choose(result, view)
     if chosen in (None, "edges"):
