@@ -294,4 +294,4 @@ def test_a_backend_that_is_not_there(monkeypatch):
 
 def test_scores_without_positions_say_so():
     with pytest.raises(TypeError, match="no positions left: plot them before sel"):
-        scores().sel(pos=1).plot()
+        scores(("a", "b")).sel(pos=1).plot()
