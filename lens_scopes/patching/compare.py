@@ -15,11 +15,10 @@ from lens_scopes.results import files, labelled, wellformed
 from lens_scopes.results.alike import both, refuse_other_patches, refuse_other_places
 from lens_scopes.results.arguments import integer, number, seeded, shown, vector
 from lens_scopes.results.prediction import Prediction
-from lens_scopes.results.provenance import part_text, scope_text, tokens_of
 from lens_scopes.results.scores import Scores
 from lens_scopes.sites import named
 from lens_scopes.views import markup
-from lens_scopes.views.comparison import comparison_html
+from lens_scopes.views.comparison import comparison_html, comparison_title
 from lens_scopes.views.scores import label_text
 
 if TYPE_CHECKING:
@@ -237,16 +236,8 @@ class Comparison:
 
     @property
     def _title(self) -> str:
-        """The scope with its targets as they read, the model, and what was picked, summed, hooked or held."""
-        meta = self.measured.meta
-        scope, named = meta.get("scope"), tokens_of((meta.get("targets") or [None])[0])
-        told = " against ".join(markup.named(one["text"]) for one in named)
-        asked = f"{scope['kind']}({told})" if told and isinstance(scope, Mapping) else scope_text(meta, "scope")
-        frozen = self.predicted.meta.get("freeze")
-        held = f"predicted with {', '.join(frozen)} frozen" if frozen else ""
-        taken = "; ".join(filter(None, (part_text(meta), held)))
-        model = f" on {meta['model']}" if "model" in meta else ""
-        return f"{asked}{model} ({taken})" if taken else f"{asked}{model}"
+        """The question, the model, and what was picked, summed, hooked or held."""
+        return comparison_title(self.measured.meta, self.predicted.meta.get("freeze") or ())
 
     @cached_property
     def _places(self) -> list[tuple[str, str]]:

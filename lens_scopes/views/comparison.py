@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lens_scopes.results.provenance import part_text, scope_text, tokens_of
 from lens_scopes.views import cells, markup
 
 _LISTED = 10
@@ -61,6 +62,23 @@ def comparison_html(
         markup.beside(drawn, markup.numbers(("", "value", ""), told)),
         largest + markup.numbers(("", "predicted", "measured"), rows, bars) if top else "",
     )
+
+
+def comparison_title(meta: Mapping[str, Any], frozen: Sequence[str]) -> str:
+    """The scope with its targets as they read, the model, and what was picked, summed, hooked or held.
+
+    Args:
+        meta: of the measured effects.
+        frozen: what was held for the predicted ones.
+
+    """
+    scope, named = meta.get("scope"), tokens_of((meta.get("targets") or [None])[0])
+    told = " against ".join(markup.named(one["text"]) for one in named)
+    asked = f"{scope['kind']}({told})" if told and isinstance(scope, Mapping) else scope_text(meta, "scope")
+    held = f"predicted with {', '.join(frozen)} frozen" if frozen else ""
+    taken = "; ".join(filter(None, (part_text(meta), held)))
+    model = f" on {meta['model']}" if "model" in meta else ""
+    return f"{asked}{model} ({taken})" if taken else f"{asked}{model}"
 
 
 def _prompts(meta: Mapping[str, Any], tokens: Sequence[str]) -> list[tuple[str, str]]:
