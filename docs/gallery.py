@@ -31,7 +31,6 @@ from tables import markdown, write
 # Persona: what the words of a description do to the choice of a party.
 PARTIES = ls.Semantic(" Labour", versus=" Conservatives")
 UNION = "My uncle is a union man from Liverpool who reads the Guardian. In the election he will vote for the"
-BANKER = "My uncle is a union man from Surrey who reads the Telegraph. In the election he will vote for the"
 SWAPS = {"union man": "bank man", "Liverpool": "Surrey", "Guardian": "Telegraph"}
 FRENCH = "French: La petite fille mange une pomme rouge dans le jardin.\nEnglish:"
 ENGLISH = " The little girl is eating a red apple in the garden."

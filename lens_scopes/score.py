@@ -15,6 +15,7 @@ from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.memory import prompts_at_once
 from lens_scopes.calculus.pullback import Rows
 from lens_scopes.calculus.question import Asked, ask
+from lens_scopes.calculus.reach import refuse_late
 from lens_scopes.calculus.reduction import combined, reduced, units_of
 from lens_scopes.calculus.signs import passes_of, total
 from lens_scopes.calculus.trace import Trace, trace
@@ -26,7 +27,7 @@ from lens_scopes.results.provenance import Units
 from lens_scopes.results.scores import Scores
 from lens_scopes.scopes.protocol import Scope, cotangents_at, site_of
 from lens_scopes.scopes.state import Cotangents
-from lens_scopes.sites import FINAL, Sites, at_or_after
+from lens_scopes.sites import FINAL, Sites
 
 Along = (
     Literal["activation"]
@@ -171,7 +172,7 @@ def answer(host: Host, asked: Sequence[Asked], options: Options) -> list[Scores]
     units, along = units_of(made, signed), _directions(run, options)
     found: list[Scores | None] = [None] * len(asked)
     for site in dict.fromkeys(row[0].site for row in made):
-        _refuse_later_sources(host, site, names)
+        refuse_late(host, names, site, "sources")
         # Prompts whose cotangents live elsewhere take part with no rows at all.
         rows = Rows.of([row if row[0].site == site else [] for row in made])
         for b, own in enumerate(reduced(run, rows, site, names, along)):
@@ -234,13 +235,3 @@ def _directions(run: Trace, options: Options) -> list[Tensor] | None:
         msg = f"along is [site, pos, d_model] of these sites, got shape {tuple(given.shape)}; write shape {shape}"
         raise ValueError(msg)
     return list(given.to(run.y.device))
-
-
-def _refuse_later_sources(host: Host, site: str, names: Sequence[str]) -> None:
-    late = at_or_after(site, names, host.n_layers)
-    if late:
-        msg = (
-            f"the direction reads {site}; sources at or after it do not reach it, got {', '.join(late)}; write sites= "
-            "of earlier ones, e.g. 'embed'"
-        )
-        raise ValueError(msg)

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from lens_scopes.calculus.finite import refuse_nonfinite
 from lens_scopes.calculus.question import Asked, ask
+from lens_scopes.calculus.reach import refuse_late
 from lens_scopes.calculus.trace import Trace, trace
 from lens_scopes.host import Host
 from lens_scopes.host.prompts import Positions, Prompt
 from lens_scopes.scopes.protocol import Scope, site_of, spans_positions, text_of
 from lens_scopes.scopes.quantity import quantities
 from lens_scopes.scopes.state import Cotangents
-from lens_scopes.sites import FINAL, at_or_after
+from lens_scopes.sites import FINAL
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,23 +116,7 @@ def refuse_unpredictable(host: Host, names: Sequence[str], made: Cotangents) -> 
     if not made.squared and len(made.vectors) > 1:
         msg = f"{len(made.vectors)} cotangents in norm units have no common sign; return one, or squared=True"
         raise ValueError(msg)
-    refuse_late(host, names, made.site)
-
-
-def refuse_late(host: Host, names: Sequence[str], site: str) -> None:
-    """Refuse places that what is read at a site cannot feel: what a patch there does is nothing but rounding.
-
-    Raises:
-        ValueError: naming them.
-
-    """
-    late = at_or_after(site, names, host.n_layers)
-    if late:
-        msg = (
-            f"the direction reads {site}; patches at or after it do not reach it: {', '.join(late)}; write sites= of "
-            "earlier ones, e.g. 'embed'"
-        )
-        raise ValueError(msg)
+    refuse_late(host, names, made.site, "patches")
 
 
 def changed(clean: Tensor, corrupted: Tensor) -> Tensor:

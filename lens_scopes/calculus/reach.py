@@ -4,11 +4,11 @@ A host may leave aside what a hook returns and go on with a tensor of its own. T
 zero but unknown, and is refused.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from lens_scopes.host import Host
 from lens_scopes.results.warning import warn
-from lens_scopes.sites import HEADS, STREAM, depth, layer_of
+from lens_scopes.sites import HEADS, STREAM, at_or_after, depth, layer_of
 
 
 def refuse_lost(host: Host, unreached: Collection[str], end: str, held: Collection[str] = ()) -> None:
@@ -43,6 +43,28 @@ def refuse_lost(host: Host, unreached: Collection[str], end: str, held: Collecti
         f"own): {', '.join(after)}; without them: model.reset_hooks()"
     )
     warn(msg)
+
+
+def refuse_late(host: Host, names: Sequence[str], site: str, what: str) -> None:
+    """Refuse places that what is read at a site cannot feel: a score or an effect there is nothing but rounding.
+
+    Args:
+        host: the model.
+        names: of the places.
+        site: where a scope reads the model.
+        what: stands at the places: "sources" or "patches".
+
+    Raises:
+        ValueError: naming them.
+
+    """
+    late = at_or_after(site, names, host.n_layers)
+    if late:
+        msg = (
+            f"the direction reads {site}; {what} at or after it do not reach it, got {', '.join(late)}; write sites= "
+            "of earlier ones, e.g. 'embed'"
+        )
+        raise ValueError(msg)
 
 
 def _leads_to(host: Host, name: str, end: str) -> bool:

@@ -103,7 +103,8 @@ def run_to_last_residual(
 def _refuse_split(host: Host, edits: Collection[str]) -> None:
     """Refuse to edit a Bridge's hook_resid_mid behind a user's hook: what that returns goes to the MLP alone."""
     middle = [name for name in edits if name.endswith("hook_resid_mid")] if host.is_bridge else []
-    hooked = [name for name in middle if name in host.hooked()]
+    there = host.hooked() if middle else ()
+    hooked = [name for name in middle if name in there]
     if hooked:
         msg = (
             f"there is a hook of yours at {hooked[0]}, and on a TransformerBridge what it returns reaches the MLP, not "

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lens_scopes.calculus.describe import describe
 from lens_scopes.calculus.finite import refuse_nonfinite
-from lens_scopes.calculus.pair import Pair, changed, refuse_late
+from lens_scopes.calculus.pair import Pair, changed
+from lens_scopes.calculus.reach import refuse_late
 from lens_scopes.calculus.variants import Kept, RowEdit
 from lens_scopes.host import token_texts
 from lens_scopes.host.differentiable import refuse_dropout
@@ -81,7 +82,7 @@ def measure(
     pair = Pair.of(model, clean, corrupted, scope, position)
     host = pair.host
     wanted = sites_of(host, sites, where, site_of(scope))
-    refuse_late(host, wanted.names, site_of(scope))
+    refuse_late(host, wanted.names, site_of(scope), "patches")
     refuse_dropout(host.model)
     with host.alone():
         found = Activations.of(pair, opened(host, wanted.names, scope), cache)
